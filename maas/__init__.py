@@ -1,0 +1,1 @@
+"""An open Model-as-a-Service platform."""

@@ -1,0 +1,52 @@
+"""The only place that wires things together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maas.core.clock import Clock, SystemClock
+from maas.core.settings import Settings, load_settings
+from maas.store.aliases import AliasRepository
+from maas.store.database import Database
+from maas.store.deployments import DeploymentRepository
+from maas.store.keys import KeyRepository
+from maas.store.leases import LeaseRepository
+from maas.store.replicas import ReplicaRepository
+from maas.store.state import StateReader
+
+
+@dataclass(frozen=True)
+class Store:
+    """The store's repositories over one database."""
+
+    database: Database
+    clock: Clock
+    keys: KeyRepository
+    deployments: DeploymentRepository
+    replicas: ReplicaRepository
+    aliases: AliasRepository
+    leases: LeaseRepository
+    state: StateReader
+
+
+def resolve_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Resolve the settings of this process from file, environment and flags."""
+    return load_settings(flags=flags)
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the store, making its tables where they are missing."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    clock = SystemClock()
+    return Store(
+        database=database,
+        clock=clock,
+        keys=KeyRepository(database, clock),
+        deployments=DeploymentRepository(database, clock),
+        replicas=ReplicaRepository(database, clock),
+        aliases=AliasRepository(database, clock),
+        leases=LeaseRepository(database, clock),
+        state=StateReader(database, clock),
+    )

@@ -1,0 +1,1 @@
+"""Model cards, licences, weight sources and the fit estimate."""

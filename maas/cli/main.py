@@ -1,0 +1,29 @@
+"""The ``maas`` command: one module a group of commands, put together here."""
+
+import sys
+
+import typer
+
+from maas.cli.output import fail
+from maas.core.errors import MaasError
+
+app = typer.Typer(
+    name="maas",
+    help="Run open-weight models as a service, on your own hardware.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root() -> None:
+    """Run open-weight models as a service, on your own hardware."""
+
+
+def main() -> None:
+    """Run the command line: an error of ours is one clear line and exit code 1."""
+    try:
+        app()
+    except MaasError as error:
+        sys.exit(fail(error).exit_code)

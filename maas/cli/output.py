@@ -1,0 +1,35 @@
+"""What commands print: a table for people, one JSON object for scripts (``--json``)."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from maas.core.errors import MaasError
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+
+
+def emit(result: Mapping[str, Any], *, as_json: bool, render: Callable[[Console], object]) -> None:
+    """Print a command's result.
+
+    Args:
+        result: What ``--json`` prints: one object.
+        as_json: Whether ``--json`` was given.
+        render: Draws the same result for a person.
+    """
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")
+    else:
+        render(Console())
+
+
+def fail(error: MaasError) -> typer.Exit:
+    """Print one clear line and return the exit to raise."""
+    Console(stderr=True, highlight=False).print(
+        f"[bold red]maas: {error.code}:[/] {error.message}", soft_wrap=True
+    )
+    return typer.Exit(code=1)

@@ -1,0 +1,174 @@
+"""The platform's settings: defaults < ``maas.toml`` < ``MAAS_*`` < flags, unknown keys refused.
+
+Resolved once, in ``maas.bootstrap``, and passed down. Nothing else reads the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maas.core.errors import ConfigError
+
+ENV_PREFIX = "MAAS_"
+CONFIG_FILE = "maas.toml"
+_Layer = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GatewaySettings(_Section):
+    """The gateway's data plane."""
+
+    max_body_bytes: int = Field(default=8 * 2**20, gt=0)
+    """Largest request body in bytes; a larger one is a 413."""
+    max_json_depth: int = Field(default=64, gt=0)
+    """Deepest nesting of a request body; a deeper one is a 400."""
+    connect_timeout_s: float = Field(default=2.0, gt=0)
+    """Seconds to wait for a connection to an engine."""
+    idle_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds an engine may stay silent within one answer before it counts as dead."""
+    snapshot_interval_s: float = Field(default=0.25, gt=0)
+    """Seconds between two readings of routes and keys from the store."""
+    max_pool_connections: int = Field(default=4096, gt=0)
+    """Connections kept to all engines together."""
+
+
+class ServingSettings(_Section):
+    """Replicas and the controller that keeps them."""
+
+    heartbeat_interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two heartbeats of a replica."""
+    lease_ttl_s: float = Field(default=5.0, gt=0)
+    """Seconds after the last heartbeat at which a replica counts as gone."""
+    reconcile_interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two passes of the reconciler."""
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds an engine may take to become ready."""
+    hang_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds an engine may hold running requests without producing a token."""
+    drain_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds a replica waits for running requests before it stops."""
+    max_backoff_s: float = Field(default=60.0, gt=0)
+    """Longest pause between two starts of a deployment that fails."""
+    ray_address: str | None = None
+    """Address of an existing Ray cluster; none means: start one on loopback."""
+    ray_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the local Ray head; 0 takes a free one."""
+    object_store_bytes: int = Field(default=80 * 2**20, ge=76 * 2**20)
+    """Ray's shared memory. Small: no model bytes pass through it."""
+
+
+class Settings(_Section):
+    """Everything an operator can set."""
+
+    home: Path = Path("~/.maas")
+    """State: database, blobs, models, keys, logs."""
+    host: str = "127.0.0.1"
+    """Address the gateway listens on."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port of the gateway."""
+    metrics_port: int = Field(default=9464, ge=0, le=65535)
+    """Port of the Prometheus metrics."""
+    database_url: str | None = None
+    """SQLAlchemy URL; none means SQLite in ``home``."""
+    models_dir: Path | None = None
+    """Folder of model cards; none means the cards shipped beside the package."""
+    model: str | None = "smollm2-135m-instruct"
+    """Model deployed at the first start; ``none`` deploys nothing."""
+    allow_remote_code: bool = False
+    """Let cards that say ``trust_remote_code: true`` run code from their weights."""
+    allow_pickle: bool = False
+    """Let cards that say ``allow_pickle: true`` load pickled weights."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What the platform's own logs say."""
+    gateway: GatewaySettings = GatewaySettings()
+    serving: ServingSettings = ServingSettings()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL of the store."""
+        return self.database_url or f"sqlite:///{self.home / 'maas.db'}"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Folder of prepared weights, one folder a model."""
+        return self.home / "models"
+
+    @property
+    def logs_dir(self) -> Path:
+        """Folder of logs, one file a process."""
+        return self.home / "logs"
+
+
+def _environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        node = layer
+        *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return layer
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            merged[key] = _merge(cast("_Layer", below), cast("_Layer", value))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _file_layer(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}", file=str(path)) from error
+
+
+def load_settings(
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config_file: Path | None = None,
+) -> Settings:
+    """Resolve the settings.
+
+    Args:
+        flags: Values given on the command line; ``None`` values are skipped.
+        environ: Variables to read ``MAAS_*`` from; the process's own by default.
+        config_file: TOML file; ``maas.toml`` in the working folder by default.
+
+    Raises:
+        ConfigError: A key is unknown or a value is out of range; the message names it.
+    """
+    merged = _file_layer(config_file or Path(CONFIG_FILE))
+    merged = _merge(merged, _environment_layer(os.environ if environ is None else environ))
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    merged = _merge(merged, given)
+    if str(merged.get("model", "")).lower() in {"none", ""} and "model" in merged:
+        merged["model"] = None
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        variable = ENV_PREFIX + name.upper().replace(".", "__")
+        raise ConfigError(
+            f"setting {name!r} ({variable}): {first['msg']}; see docs/operators.md for the names",
+            param=name,
+        ) from error
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})

@@ -1,0 +1,1 @@
+"""One adapter per engine server. Engines are stock servers: started, watched, never rewritten."""

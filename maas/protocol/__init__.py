@@ -1,0 +1,1 @@
+"""OpenAI wire objects, one module a resource, and server-sent events."""

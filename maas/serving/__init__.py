@@ -1,0 +1,1 @@
+"""Ray Serve deployments, the controller that reconciles them, and autoscaling."""

@@ -1,0 +1,167 @@
+"""Deployments: what should run, written by people, and what was seen, written by the controller."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+
+from maas.core.clock import Clock
+from maas.core.errors import ConfigError, NotFound
+from maas.core.ids import new_id
+from maas.store.database import Database
+from maas.store.records import Deployment, DeploymentStatus
+from maas.store.tables import DeploymentRow, ReplicaRow
+
+MAX_REPLICAS = 1024
+
+
+def record_of(row: DeploymentRow) -> Deployment:
+    """Return the row as a frozen record."""
+    return Deployment(
+        id=row.id,
+        project_id=row.project_id,
+        model_id=row.model_id,
+        engine=row.engine,
+        options=dict(row.options),
+        min_replicas=row.min_replicas,
+        max_replicas=row.max_replicas,
+        created_at=row.created_at,
+        deleted_at=row.deleted_at,
+        status=DeploymentStatus(row.status),
+        reason=row.reason,
+        num_failures=row.num_failures,
+        retry_at=row.retry_at,
+    )
+
+
+def _check_bounds(min_replicas: int, max_replicas: int) -> None:
+    if not 0 <= min_replicas <= max_replicas <= MAX_REPLICAS or max_replicas == 0:
+        raise ConfigError(
+            f"replicas {min_replicas}..{max_replicas}: want 0 <= min <= max, 1 <= max <= "
+            f"{MAX_REPLICAS}"
+        )
+
+
+class DeploymentRepository:
+    """Reads and writes deployments."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def create(
+        self,
+        *,
+        project_id: str,
+        model_id: str,
+        engine: str,
+        options: Mapping[str, Any],
+        min_replicas: int = 1,
+        max_replicas: int = 1,
+    ) -> Deployment:
+        """Write down that a model should run.
+
+        Raises:
+            ConfigError: The replica bounds make no sense.
+        """
+        _check_bounds(min_replicas, max_replicas)
+        row = DeploymentRow(
+            id=new_id("dep"),
+            project_id=project_id,
+            model_id=model_id,
+            engine=engine,
+            options=dict(options),
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            created_at=self._clock.now(),
+            deleted_at=None,
+            status=DeploymentStatus.PENDING.value,
+            reason=None,
+            num_failures=0,
+            retry_at=None,
+        )
+        with self._database.write() as session:
+            session.add(row)
+        return record_of(row)
+
+    def list(self) -> tuple[Deployment, ...]:
+        """Return all deployments that are not gone, oldest first (those on their way out too)."""
+        with self._database.read() as session:
+            rows = session.scalars(select(DeploymentRow).order_by(DeploymentRow.created_at))
+            return tuple(record_of(row) for row in rows)
+
+    def get(self, deployment_id: str) -> Deployment:
+        """Return one deployment.
+
+        Raises:
+            NotFound: There is none with this id.
+        """
+        with self._database.read() as session:
+            row = session.get(DeploymentRow, deployment_id)
+            if row is None:
+                raise _missing(deployment_id)
+            return record_of(row)
+
+    def scale(self, deployment_id: str, *, min_replicas: int, max_replicas: int) -> Deployment:
+        """Change how many replicas should run; a failed deployment is tried again at once.
+
+        Raises:
+            NotFound: There is none with this id.
+            ConfigError: The bounds make no sense.
+        """
+        _check_bounds(min_replicas, max_replicas)
+        with self._database.write() as session:
+            row = session.get(DeploymentRow, deployment_id)
+            if row is None or row.deleted_at is not None:
+                raise _missing(deployment_id)
+            row.min_replicas, row.max_replicas = min_replicas, max_replicas
+            row.status, row.reason = DeploymentStatus.PENDING.value, None
+            row.num_failures, row.retry_at = 0, None
+        return record_of(row)
+
+    def delete(self, deployment_id: str) -> None:
+        """Write down that a deployment should go; the controller drains and forgets it.
+
+        Raises:
+            NotFound: There is none with this id.
+        """
+        with self._database.write() as session:
+            row = session.get(DeploymentRow, deployment_id)
+            if row is None:
+                raise _missing(deployment_id)
+            row.deleted_at = row.deleted_at or self._clock.now()
+            row.status = DeploymentStatus.DELETING.value
+
+    def observe(
+        self,
+        deployment_id: str,
+        *,
+        status: DeploymentStatus,
+        reason: str | None,
+        num_failures: int = 0,
+        retry_at: float | None = None,
+    ) -> None:
+        """Write down what the controller saw. Moves no revision: nobody routes by it."""
+        with self._database.write(bump_revision=False) as session:
+            row = session.get(DeploymentRow, deployment_id)
+            # A deployment on its way out keeps saying so, whatever was seen a moment before.
+            if row is None or row.deleted_at is not None:
+                return
+            row.status, row.reason = status.value, reason and reason[:4096]
+            row.num_failures, row.retry_at = num_failures, retry_at
+
+    def forget(self, deployment_id: str) -> None:
+        """Remove a deployment that has stopped, with its leases."""
+        with self._database.write() as session:
+            row = session.get(DeploymentRow, deployment_id)
+            for replica in session.scalars(
+                select(ReplicaRow).where(ReplicaRow.deployment_id == deployment_id)
+            ):
+                session.delete(replica)
+            session.flush()
+            if row is not None:
+                session.delete(row)
+
+
+def _missing(deployment_id: str) -> NotFound:
+    return NotFound(f"no deployment has the id {deployment_id!r}; list them with: maas deploy list")
