@@ -52,6 +52,8 @@ class EngineSpec:
         quantization: The engine's name of a weight quantisation, or none.
         kv_cache_bytes: Memory for the KV cache in bytes (CPU only).
         gpu_memory_utilization: Share of a GPU's memory it may take, 0 to 1.
+        tool_call_parser: The engine's name of the parser that reads this model's tool calls;
+            none turns tools off.
         cache_dir: Folder for compiled kernels and the like, kept between starts.
         extra_engine_args: Command-line arguments handed through as they are.
     """
@@ -74,6 +76,7 @@ class EngineSpec:
     max_loras: int = 0
     max_lora_rank: int = 16
     trust_remote_code: bool = False
+    tool_call_parser: str | None = None
     cache_dir: Path | None = None
     extra_engine_args: tuple[str, ...] = ()
 
@@ -102,7 +105,10 @@ class EngineLoad:
 
 
 class EngineAdapter(Protocol):
-    """The contract. Every method that talks to an engine takes the client and the base URL."""
+    """The contract. Every method that talks to an engine takes the client and the base URL.
+
+    A secret the engine asks for is a default header of that client, so no adapter sees it.
+    """
 
     name: str
     capabilities: EngineCapabilities
@@ -117,6 +123,10 @@ class EngineAdapter(Protocol):
 
     def environment(self, spec: EngineSpec) -> dict[str, str]:
         """Return the variables to set on top of the inherited ones."""
+        ...
+
+    def engine_model(self, spec: EngineSpec) -> str:
+        """Return the name the engine itself knows the model by: ``model`` in its requests."""
         ...
 
     async def is_ready(self, client: aiohttp.ClientSession, url: str) -> bool:
