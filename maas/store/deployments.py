@@ -35,9 +35,9 @@ def record_of(row: DeploymentRow) -> Deployment:
 
 
 def _check_bounds(min_replicas: int, max_replicas: int) -> None:
-    if not 0 <= min_replicas <= max_replicas <= MAX_REPLICAS or max_replicas == 0:
+    if not 1 <= min_replicas <= max_replicas <= MAX_REPLICAS:
         raise ConfigError(
-            f"replicas {min_replicas}..{max_replicas}: want 0 <= min <= max, 1 <= max <= "
+            f"replicas {min_replicas}..{max_replicas}: want 1 <= min <= max <= "
             f"{MAX_REPLICAS}"
         )
 
@@ -149,6 +149,20 @@ class DeploymentRepository:
                 return
             row.status, row.reason = status.value, reason and reason[:4096]
             row.num_failures, row.retry_at = num_failures, retry_at
+
+    def record_failure(self, deployment_id: str, reason: str) -> int:
+        """Write down that a replica failed.
+
+        Returns:
+            Failures in a row; what paces the next start.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = session.get(DeploymentRow, deployment_id)
+            if row is None:
+                return 0
+            row.num_failures += 1
+            row.reason = reason[:4096]
+            return row.num_failures
 
     def forget(self, deployment_id: str) -> None:
         """Remove a deployment that has stopped, with its leases."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from maas.core.clock import Clock, SystemClock
@@ -50,3 +51,17 @@ def open_store(settings: Settings) -> Store:
         leases=LeaseRepository(database, clock),
         state=StateReader(database, clock),
     )
+
+
+def save_settings(settings: Settings) -> Path:
+    """Write the resolved settings where the platform's other processes read them."""
+    path = settings.home / "run" / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
+    path.write_text(settings.model_dump_json(indent=2), encoding="utf-8")
+    return path
+
+
+def read_settings(path: Path) -> Settings:
+    """Read what ``save_settings`` wrote."""
+    return Settings.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,94 @@
+"""The controller's process: ``python -m maas.bootstrap.controller SETTINGS_FILE``."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import aiohttp
+
+from maas.bootstrap.child import begin
+from maas.bootstrap.store import Store, open_store
+from maas.catalog.catalog import load_catalog
+from maas.core.errors import MaasError
+from maas.core.settings import Settings
+from maas.serving.applications import ServeCluster
+from maas.serving.controller import Reconciler
+from maas.serving.head import cluster_address
+from maas.serving.planner import HostPlanner
+from maas.store.secrets import SecretBox
+
+log = logging.getLogger(__name__)
+
+LEASE_NAME = "controller"
+_LOST_RAY = 3
+
+
+async def _wait_for_cluster(settings: Settings) -> str:
+    while (address := cluster_address(settings)) is None:
+        await asyncio.sleep(0.05)
+    return address
+
+
+async def _leave_with_cluster(settings: Settings, address: str) -> None:
+    """End this process when Ray is gone: calls into a dead Ray hang for a minute."""
+    while cluster_address(settings) == address:
+        await asyncio.sleep(0.2)
+    log.warning("Ray at %s is gone; starting over", address)
+    os._exit(_LOST_RAY)
+
+
+async def _lead(settings: Settings, store: Store, reconciler: Reconciler) -> None:
+    holder = f"controller-{os.getpid()}"
+    serving = settings.serving
+    try:
+        while True:
+            try:
+                if await asyncio.to_thread(
+                    store.leases.acquire, LEASE_NAME, holder, ttl_s=serving.lease_ttl_s
+                ):
+                    await reconciler.step()
+            except MaasError as error:
+                log.error("this pass failed, the next one tries again: %s", error.message)
+            await asyncio.sleep(serving.reconcile_interval_s)
+    finally:
+        store.leases.release(LEASE_NAME, holder)
+
+
+async def run(settings: Settings) -> None:
+    """Reconcile until asked to stop."""
+    store = open_store(settings)
+    cluster = ServeCluster(settings)
+    address = await _wait_for_cluster(settings)
+    watch = asyncio.create_task(_leave_with_cluster(settings, address))
+    await asyncio.to_thread(cluster.connect, address)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as client:
+        planner = HostPlanner(
+            settings=settings,
+            catalog=load_catalog(settings.resolved_models_dir),
+            replicas=store.replicas,
+            secrets=SecretBox(settings.home),
+            client=client,
+            clock=store.clock,
+        )
+        reconciler = Reconciler(
+            store.deployments,
+            store.replicas,
+            cluster=cluster,
+            planner=planner,
+            clock=store.clock,
+            max_backoff_s=settings.serving.max_backoff_s,
+        )
+        task = asyncio.create_task(_lead(settings, store, reconciler))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        await asyncio.gather(task, return_exceptions=True)
+        watch.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(run(begin()))
+    # Leaving Ray politely takes seconds and nothing is lost by not doing so.
+    sys.stderr.flush()
+    os._exit(0)

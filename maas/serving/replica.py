@@ -1,0 +1,186 @@
+"""One replica: a Ray Serve actor that starts one engine, watches it and publishes its lease.
+
+No request passes through here. Serve places the actor, restarts it when ``check_health``
+raises and asks it for its load; gateways find the engine by its lease in the store.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import socket
+import time
+
+import aiohttp
+from ray import serve
+
+from maas.core.clock import SystemClock
+from maas.core.errors import EngineError, MaasError
+from maas.core.settings import Settings
+from maas.engines.contract import EngineLoad
+from maas.engines.process import EngineProcess
+from maas.engines.registry import get_engine
+from maas.engines.watch import HangDetector
+from maas.serving.autoscaling import ONGOING_METRIC
+from maas.serving.plan import DeploymentPlan, prepare_weights
+from maas.store.database import Database
+from maas.store.deployments import DeploymentRepository
+from maas.store.records import Replica, ReplicaState
+from maas.store.replicas import ReplicaRepository
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 5.0
+
+
+def free_port(host: str) -> int:
+    """Return a port that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+class EngineReplica:
+    """Starts, watches and stops one engine.
+
+    Args:
+        plan: What to run.
+        settings: The platform's settings; the store they name is where the lease goes.
+    """
+
+    async def __init__(self, plan: DeploymentPlan, settings: Settings) -> None:  # type: ignore[misc]
+        self._plan = plan
+        self._serving = settings.serving
+        self._adapter = get_engine(plan.engine)
+        database, clock = Database(settings.resolved_database_url), SystemClock()
+        self._clock = clock
+        self._replicas = ReplicaRepository(database, clock)
+        self._deployments = DeploymentRepository(database, clock)
+        self._hang = HangDetector(timeout_s=settings.serving.hang_timeout_s)
+        self._load = EngineLoad()
+        self._failure: str | None = None
+        self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0))
+
+        unique = serve.get_replica_context().replica_id.unique_id
+        prepared = await asyncio.to_thread(prepare_weights, plan, settings)
+        spec = dataclasses.replace(
+            plan.spec, model_dir=prepared.model_dir, port=free_port(plan.spec.host)
+        )
+        self._lease = Replica(
+            id=f"{plan.deployment_id}-{unique}",
+            deployment_id=plan.deployment_id,
+            url=spec.url,
+            engine_model=self._adapter.engine_model(spec),
+            state=ReplicaState.STARTING,
+            started_at=clock.now(),
+            expires_at=0.0,
+        )
+        self._engine = EngineProcess(
+            self._adapter,
+            spec,
+            home=settings.home,
+            replica_id=self._lease.id,
+            log_path=settings.logs_dir / "engines" / f"{self._lease.id}.log",
+        )
+        self._heartbeat = asyncio.create_task(self._beat())
+        try:
+            await self._start()
+        except BaseException as error:
+            await self._abandon(error)
+            raise
+
+    async def _start(self) -> None:
+        deployment = await asyncio.to_thread(self._deployments.get, self._plan.deployment_id)
+        # Serve restarts a replica at once; an engine that keeps dying waits longer each time.
+        if deployment.num_failures > 1:
+            await asyncio.sleep(min(2.0**deployment.num_failures, self._serving.max_backoff_s))
+        await self._engine.start()
+        await self._engine.wait_ready(self._client, timeout_s=self._serving.start_timeout_s)
+        self._lease = dataclasses.replace(self._lease, state=ReplicaState.READY)
+        await self._publish()
+
+    async def _abandon(self, error: BaseException) -> None:
+        self._heartbeat.cancel()
+        await self._engine.stop(grace_s=0.0)
+        await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
+        await self._client.close()
+        if isinstance(error, MaasError):
+            await asyncio.to_thread(
+                self._deployments.record_failure, self._plan.deployment_id, error.message
+            )
+
+    async def _beat(self) -> None:
+        """Read the engine's load and renew the lease until told to stop."""
+        while True:
+            try:
+                if self._lease.state is not ReplicaState.STARTING:
+                    await self._look()
+                await self._publish()
+            except MaasError as error:
+                # A store that is busy or away for a moment is no reason to drop an engine.
+                log.warning("%s: heartbeat failed: %s", self._lease.id, error.message)
+            await asyncio.sleep(self._serving.heartbeat_interval_s)
+
+    async def _look(self) -> None:
+        try:
+            self._load = await self._adapter.load(self._client, self._lease.url)
+            self._hang.saw(self._load, time.monotonic())
+        except EngineError:
+            self._hang.missed(time.monotonic())
+        if not self._engine.is_alive:
+            self._failure = "the engine's process ended"
+        elif self._hang.reason:
+            self._failure = self._hang.reason
+
+    async def _publish(self) -> None:
+        # An engine known to be broken lets its lease run out: nobody should be sent there.
+        if self._failure:
+            await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
+            return
+        self._lease = dataclasses.replace(
+            self._lease,
+            num_running=self._load.num_running,
+            num_waiting=self._load.num_waiting,
+            kv_cache_usage=self._load.kv_cache_usage,
+            memory_bytes=await asyncio.to_thread(self._engine.memory_bytes),
+            expires_at=self._clock.now() + self._serving.lease_ttl_s,
+        )
+        await asyncio.to_thread(self._replicas.publish, self._lease)
+
+    async def check_health(self) -> None:
+        """Tell Serve whether this replica should live.
+
+        Raises:
+            RuntimeError: The engine died or hangs; Serve replaces the replica.
+        """
+        if self._failure is None:
+            return
+        failure, self._recorded = self._failure, True
+        await asyncio.to_thread(
+            self._deployments.record_failure, self._plan.deployment_id, failure
+        )
+        raise RuntimeError(failure)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Report the requests this engine holds, running and waiting."""
+        return {ONGOING_METRIC: float(self._load.num_running + self._load.num_waiting)}
+
+    async def __del__(self) -> None:
+        """Drain, then stop the engine: Serve awaits this before it ends the actor."""
+        self._lease = dataclasses.replace(self._lease, state=ReplicaState.DRAINING)
+        if self._failure is None:
+            await self._publish()
+            await self._drain()
+        self._heartbeat.cancel()
+        await self._engine.stop(grace_s=STOP_GRACE_S)
+        await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
+        await self._client.close()
+
+    async def _drain(self) -> None:
+        deadline = time.monotonic() + self._serving.drain_timeout_s
+        # Gateways read leases every snapshot interval; only then do new requests stop coming.
+        await asyncio.sleep(1.0)
+        while time.monotonic() < deadline:
+            await self._look()
+            if self._failure or self._load.num_running + self._load.num_waiting == 0:
+                return
+            await asyncio.sleep(0.2)
