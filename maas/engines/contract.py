@@ -18,6 +18,9 @@ class EngineCapabilities:
     """What an engine can do; a request for anything else is refused by this field's name.
 
     Attributes:
+        max_completion_tokens: Knows this field; without it the gateway sends ``max_tokens``.
+        done_sentinel: Ends a stream with ``data: [DONE]``; without it a chunk that has a
+            ``finish_reason`` is the end.
         cache_salt: Keeps the prefix cache of one tenant apart from another's.
         abort_on_disconnect: Stops generating when the client's connection closes.
         runtime_adapters: Loads and unloads LoRA adapters while it serves.
@@ -28,6 +31,8 @@ class EngineCapabilities:
     embeddings: bool = False
     streaming: bool = True
     stream_usage: bool = True
+    max_completion_tokens: bool = True
+    done_sentinel: bool = True
     tools: bool = False
     structured_output: bool = False
     logprobs: bool = False
@@ -47,7 +52,7 @@ class EngineSpec:
         served_model_name: Name the engine answers to.
         model_dir: Folder of prepared weights (safetensors, config, tokenizer).
         device: Where it computes.
-        cpu_ids: Processors it may use (CPU only).
+        cpu_ids: Processors it may use (CPU only); none means all that its parent may use.
         dtype: Torch dtype name (``bfloat16``) or ``auto``.
         quantization: The engine's name of a weight quantisation, or none.
         kv_cache_bytes: Memory for the KV cache in bytes (CPU only).

@@ -1,6 +1,6 @@
 """Runs one engine and lets none of its processes outlive it. Standard library only.
 
-Started by ``maas.engines.process`` as ``python launcher.py LOG MAX_LOG_BYTES COMMAND...``; it
+Started by ``maas.engines.process`` as ``launcher.py LOG MAX_LOG_BYTES CPUS COMMAND...``; it
 stays between the platform and the engine because a child cannot be trusted to end with its
 parent, and vLLM's own children least of all:
 
@@ -10,8 +10,9 @@ parent, and vLLM's own children least of all:
 - the engine gets SIGKILL from the kernel when this process dies;
 - when the engine's first process ends, what is left of its tree is killed.
 
-SIGTERM is passed to the engine. The engine's output is copied to the log, which is cut over
-to ``LOG.1`` when it reaches MAX_LOG_BYTES. The exit code is the engine's.
+The tree runs on the processors CPUS (comma-separated ids, or ``all``). SIGTERM is passed to
+the engine. The engine's output is copied to the log, which is cut over to ``LOG.1`` when it
+reaches MAX_LOG_BYTES. The exit code is the engine's.
 """
 
 import ctypes
@@ -154,6 +155,8 @@ def main(arguments: list[str]) -> int:
     """Run the engine until it ends or nobody wants it any more."""
     log = RotatingLog(Path(arguments[0]), max_bytes=int(arguments[1]))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if arguments[2] != "all" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [int(cpu) for cpu in arguments[2].split(",")])
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -164,7 +167,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(engine, signal.SIGTERM) if engine else None)
-    engine = _spawn(arguments[2:], output_write)
+    engine = _spawn(arguments[3:], output_write)
     os.close(output_write)
     code = _watch(engine, output_read, wakeup_read, log)
     _kill_tree()

@@ -91,10 +91,11 @@ class EngineProcess:
         environ = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.fullmatch(k)}
         environ |= self._adapter.environment(self._spec)
         environ[TAG_VARIABLE] = tag_of(self._home, self._replica_id)
+        cpus = ",".join(map(str, self._spec.cpu_ids)) or "all"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._launcher = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(LAUNCHER)),
-            *(str(self._log_path), str(MAX_LOG_BYTES), *command),
+            *(str(self._log_path), str(MAX_LOG_BYTES), cpus, *command),
             stdin=asyncio.subprocess.PIPE,
             env=environ,
             start_new_session=True,

@@ -5,11 +5,12 @@ from types import MappingProxyType
 
 from maas.core.errors import ConfigError
 from maas.engines.contract import EngineAdapter
+from maas.engines.external import ExternalEngine
+from maas.engines.transformers_serve import TransformersEngine
 from maas.engines.vllm import VllmEngine
 
-ENGINES: Mapping[str, EngineAdapter] = MappingProxyType(
-    {adapter.name: adapter for adapter in (VllmEngine(),)}
-)
+_ADAPTERS: tuple[EngineAdapter, ...] = (VllmEngine(), TransformersEngine(), ExternalEngine())
+ENGINES: Mapping[str, EngineAdapter] = MappingProxyType({a.name: a for a in _ADAPTERS})
 
 
 def get_engine(name: str) -> EngineAdapter:

@@ -1,0 +1,1 @@
+"""Measurements, each printed next to the peer it is held against."""

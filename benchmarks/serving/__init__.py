@@ -1,0 +1,1 @@
+"""What serving costs: engines by themselves, and the platform around them."""

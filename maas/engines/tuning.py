@@ -1,0 +1,152 @@
+"""Chooses an engine's dtype, KV cache and step size from the machine and the model's card.
+
+What an operator says wins; the rules for what is left open, in the order they are applied:
+
+- **dtype** on processors: ``bfloat16`` where they multiply it (AVX-512 BF16, AMX), otherwise
+  ``float32``: without the instructions every product is widened first, which costs more than
+  reading twice the bytes. On a GPU ``auto``.
+- **max_num_seqs**: 16 for each processor, from 8 to 256 (a wider batch only waits); on a GPU 256.
+- **max_model_len**: the card's context, or the longest sequence whose KV cache fits a quarter
+  of the machine's memory.
+- **kv_cache_bytes** (processors only): ``max_num_seqs`` sequences of a typical 2,048 tokens, at
+  least one of full length, at most a quarter of the machine's memory. It is touched at the start,
+  so a generous guess would be memory that nobody else has.
+- **max_num_batched_tokens** on processors: what they compute in about 4 s (2 FLOPs a weight), so
+  that a long prompt delays nobody for longer and a hang can be told from work; a power of two
+  from 256 to 4,096, never under ``max_num_seqs``, and for an embedding model, which reads its
+  input in one step, never under ``max_model_len``.
+
+Only facts that stay the same while engines run are used (total, not free memory): a plan made
+again later must be the same plan. Whether it fits now is ``maas.catalog.fit``'s question.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from maas.catalog.card import ModelCard
+from maas.catalog.fit import kv_bytes_per_token
+from maas.catalog.machine import Machine
+from maas.engines.contract import EngineSpec
+
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+# One Zen 4 core; a GEMM of two of them reached 375 (bfloat16) and 96 (float32).
+_GFLOPS_PER_CORE = {"bfloat16": 180.0, "float32": 45.0}
+_STEP_S = 4.0
+_TYPICAL_LEN = 2048
+_KV_SHARE = 4
+# Quantised while loading, by the engine; every other kind is in the weights' own config.
+_QUANTISED_BY_ENGINE = frozenset({"fp8"})
+
+
+class EngineOptions(Protocol):
+    """What an operator may have said (``maas.serving.options.DeploymentOptions``)."""
+
+    @property
+    def dtype(self) -> str | None: ...  # noqa: D102
+    @property
+    def quantization(self) -> str | None: ...  # noqa: D102
+    @property
+    def max_model_len(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_num_seqs(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_num_batched_tokens(self) -> int | None: ...  # noqa: D102
+    @property
+    def kv_cache_bytes(self) -> int | None: ...  # noqa: D102
+    @property
+    def gpu_memory_utilization(self) -> float: ...  # noqa: D102
+    @property
+    def tensor_parallel_size(self) -> int: ...  # noqa: D102
+    @property
+    def max_loras(self) -> int: ...  # noqa: D102
+    @property
+    def max_lora_rank(self) -> int: ...  # noqa: D102
+    @property
+    def extra_engine_args(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was chosen.
+
+    Attributes:
+        spec: The engine's start; port, weights folder, processors and cache folder are for the
+            replica to fill in.
+    """
+
+    spec: EngineSpec
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+
+
+def choose_dtype(machine: Machine) -> str:
+    """Return the dtype this machine computes fastest."""
+    if machine.gpus:
+        return "auto"
+    return "bfloat16" if machine.cpu_flags & _BF16_FLAGS else "float32"
+
+
+def share_cpus(cpu_ids: tuple[int, ...], *, index: int, num_replicas: int) -> tuple[int, ...]:
+    """Return the processors of replica ``index`` of ``num_replicas`` on one machine.
+
+    With more replicas than processors several share one.
+    """
+    if num_replicas >= len(cpu_ids):
+        return (cpu_ids[index % len(cpu_ids)],)
+    start, end = (len(cpu_ids) * i // num_replicas for i in (index, index + 1))
+    return cpu_ids[start:end]
+
+
+def step_tokens(card: ModelCard, machine: Machine, *, dtype: str, at_least: int) -> int:
+    """Return how many tokens the processors should compute in one step."""
+    flops_per_s = _GFLOPS_PER_CORE.get(dtype, 45.0) * 1e9 * machine.num_cores
+    affordable = int(_STEP_S * flops_per_s / (2 * card.parameters))
+    power = 1 << max(affordable, 1).bit_length() - 1
+    return max(min(max(power, 256), 4096), at_least)
+
+
+def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
+    """Choose how to start an engine; the rules are in the module's docstring.
+
+    Args:
+        card: The model.
+        machine: Where it will run.
+        options: What the operator said; none of a field leaves it to the rules.
+    """
+    is_gpu = bool(machine.gpus)
+    dtype = options.dtype or choose_dtype(machine)
+    max_num_seqs = options.max_num_seqs or (
+        256 if is_gpu else min(max(16 * machine.num_cores, 8), 256)
+    )
+    per_token = kv_bytes_per_token(card, dtype=card.dtype if dtype == "auto" else dtype)
+    kv_limit = machine.memory_total_bytes // _KV_SHARE
+    max_model_len = options.max_model_len or card.context
+    if not options.max_model_len and not is_gpu and per_token:
+        max_model_len = min(card.context, kv_limit // per_token // 16 * 16)
+    wanted = per_token * max(max_model_len, max_num_seqs * min(max_model_len, _TYPICAL_LEN))
+    at_least = max_model_len if card.task == "embed" else max_num_seqs
+
+    spec = EngineSpec(
+        served_model_name=card.id,
+        model_dir=Path(),
+        port=0,
+        task=card.task,
+        device="cuda" if is_gpu else "cpu",
+        dtype=dtype,
+        quantization=options.quantization if options.quantization in _QUANTISED_BY_ENGINE else None,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens
+        or (None if is_gpu else step_tokens(card, machine, dtype=dtype, at_least=at_least)),
+        kv_cache_bytes=options.kv_cache_bytes or (None if is_gpu else min(wanted, kv_limit)),
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_loras=options.max_loras,
+        max_lora_rank=options.max_lora_rank,
+        trust_remote_code=card.trust_remote_code,
+        tool_call_parser=card.tool_call_parser,
+        extra_engine_args=(*card.engine_args, *options.extra_engine_args),
+    )
+    return Tuning(spec=spec, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
