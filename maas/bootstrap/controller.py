@@ -1,6 +1,7 @@
 """The controller's process: ``python -m maas.bootstrap.controller SETTINGS_FILE``."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -66,7 +67,7 @@ async def run(settings: Settings) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as client:
         planner = HostPlanner(
             settings=settings,
-            catalog=load_catalog(settings.resolved_models_dir),
+            catalog=load_catalog(settings.models_dir),
             replicas=store.replicas,
             secrets=SecretBox(settings.home),
             client=client,
@@ -83,12 +84,18 @@ async def run(settings: Settings) -> None:
         task = asyncio.create_task(_lead(settings, store, reconciler))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        await asyncio.gather(task, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
         watch.cancel()
 
 
 if __name__ == "__main__":
-    asyncio.run(run(begin()))
-    # Leaving Ray politely takes seconds and nothing is lost by not doing so.
-    sys.stderr.flush()
-    os._exit(0)
+    code = 1
+    try:
+        asyncio.run(run(begin()))
+        code = 0
+    finally:
+        logging.exception("the controller ends") if code else None
+        # Leaving Ray politely takes seconds and nothing is lost by not doing so.
+        sys.stderr.flush()
+        os._exit(code)

@@ -44,7 +44,7 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
     if engine == "external":
         _check_external(options)
     else:
-        card = load_catalog(settings.resolved_models_dir).get_card(model_id)
+        card = load_catalog(settings.models_dir).get_card(model_id)
         engine = engine or card.engines[0]
     get_engine(engine)
     sealed = {} if secret is None else {"secret": SecretBox(settings.home).seal(secret)}

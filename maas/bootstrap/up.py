@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import aiohttp
 import psutil
 
+from maas.bootstrap.deployments import create_deployment
 from maas.bootstrap.keys import ensure_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.core.errors import AlreadyRunning
@@ -19,10 +20,8 @@ from maas.core.host import check_disk, check_port
 from maas.core.settings import Settings
 from maas.engines.orphans import kill_orphans
 from maas.serving.head import address_file, ensure_token, ray_environment
-from maas.serving.options import DeploymentOptions
 from maas.serving.supervisor import ProcessSpec, Supervisor
 from maas.store.records import Deployment, DeploymentStatus
-from maas.store.state import ensure_project
 
 MIN_DISK_BYTES = 512 * 2**20
 _POLL_S = 0.1
@@ -80,11 +79,8 @@ def _prepare(settings: Settings) -> Store:
     address_file(settings).unlink(missing_ok=True)
     is_first_start = ensure_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():
-        store.deployments.create(
-            project_id=ensure_project(store.database, store.clock),
-            model_id=settings.model,
-            engine="vllm",
-            options=DeploymentOptions().model_dump(mode="json", exclude_defaults=True),
+        create_deployment(
+            settings, store, model_id=settings.model, engine=settings.engine, options={}
         )
     return store
 

@@ -10,9 +10,6 @@ from pydantic import ValidationError
 from maas.catalog.card import ModelCard
 from maas.core.errors import ConfigError, ModelNotFound
 
-# Beside the package in a checkout; an installed package is told where they are.
-DEFAULT_CARDS_DIR = Path(__file__).resolve().parents[2] / "models"
-
 
 class Catalog(Mapping[str, ModelCard]):
     """Model cards by id."""
@@ -59,7 +56,7 @@ def _read_card(path: Path) -> ModelCard:
         ) from error
 
 
-def load_catalog(folder: Path = DEFAULT_CARDS_DIR) -> Catalog:
+def load_catalog(folder: Path) -> Catalog:
     """Read every ``*.yaml`` of a folder.
 
     Raises:

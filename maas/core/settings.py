@@ -77,10 +77,12 @@ class Settings(_Section):
     """Port of the Prometheus metrics."""
     database_url: str | None = None
     """SQLAlchemy URL; none means SQLite in ``home``."""
-    models_dir: Path | None = None
-    """Folder of model cards; none means the cards shipped beside the package."""
+    models_dir: Path = Path(__file__).resolve().parents[2] / "models"
+    """Folder of model cards; by default the one beside the package in a checkout."""
     model: str | None = "smollm2-135m-instruct"
     """Model deployed at the first start; ``none`` deploys nothing."""
+    engine: str | None = None
+    """Engine of that model; none takes the first one of its card."""
     allow_remote_code: bool = False
     """Let cards that say ``trust_remote_code: true`` run code from their weights."""
     allow_pickle: bool = False

@@ -63,7 +63,6 @@ class ServeCluster:
         deployment = serve.deployment(
             EngineReplica,
             name="engine",
-            version=plan.digest,
             ray_actor_options={
                 "num_cpus": 0,
                 "num_gpus": plan.num_gpus,
@@ -77,6 +76,9 @@ class ServeCluster:
             graceful_shutdown_wait_loop_s=0.1,
             **self._scaling(plan),
         )
+        # Without a version Serve takes every apply for new code and restarts all replicas. Its
+        # public option was removed in 2.5x; what it set is still there (docs/adr/0003).
+        deployment = deployment.options(_internal=True, version=plan.digest)
         target = serve.RunTarget(
             target=deployment.bind(plan, self._settings),
             name=plan.deployment_id,

@@ -85,7 +85,6 @@ def run_head(settings: Settings) -> int:
         0 after SIGTERM, 1 when Ray died.
     """
     stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     path = address_file(settings)
     path.unlink(missing_ok=True)
     ray.init(
@@ -97,6 +96,8 @@ def run_head(settings: Settings) -> int:
         _temp_dir=str(_session_dir(settings)),
         namespace="maas",
     )
+    # After ray.init, which sets a handler of its own.
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     written = path.with_suffix(".new")
     written.write_text(ray.get_runtime_context().gcs_address, encoding="utf-8")
     written.replace(path)

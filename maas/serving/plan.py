@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
 from maas.core.errors import ConfigError, DoesNotFit
+from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
-from maas.engines.tuning import tune
+from maas.engines.prepare import PreparedModel, prepare_model
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -70,6 +72,24 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
+def _spec(card: ModelCard, machine: Machine, options: DeploymentOptions) -> EngineSpec:
+    return EngineSpec(
+        served_model_name=card.id,
+        model_dir=Path(),
+        port=0,
+        task=card.task,
+        device="cuda" if machine.gpus else "cpu",
+        cpu_ids=tuple(range(machine.num_cores)),
+        dtype=options.dtype or card.dtype,
+        max_model_len=min(options.max_model_len or card.context, card.context),
+        max_num_seqs=options.max_num_seqs or 32,
+        kv_cache_bytes=options.kv_cache_bytes or 2**30,
+        max_loras=options.max_loras,
+        max_lora_rank=options.max_lora_rank,
+        extra_engine_args=(*card.engine_args, *options.extra_engine_args),
+    )
+
+
 def make_plan(
     deployment: Deployment, card: ModelCard, machine: Machine, *, check_fit: bool = True
 ) -> DeploymentPlan:
@@ -92,14 +112,14 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
-    choice = tune(card, machine, options)
+    spec = _spec(card, machine, options)
     fit = estimate_fit(
         card,
         machine,
-        dtype=choice.dtype,
+        dtype=spec.dtype,
         quantization=options.quantization,
-        max_model_len=choice.max_model_len,
-        max_num_seqs=choice.max_num_seqs,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_num_seqs,
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
     )
@@ -110,10 +130,28 @@ def make_plan(
         model_id=deployment.model_id,
         engine=deployment.engine,
         card=card,
-        spec=choice.spec,
+        spec=spec,
         num_gpus=options.tensor_parallel_size if machine.gpus else 0,
         memory_bytes=0 if machine.gpus else fit.total_bytes,
         min_replicas=deployment.min_replicas,
         max_replicas=deployment.max_replicas,
         target_ongoing_requests=options.target_ongoing_requests,
+    )
+
+
+def prepare_weights(
+    plan: DeploymentPlan, settings: Settings, report: Callable[[str], None] = lambda _: None
+) -> PreparedModel:
+    """Make the plan's weights ready on this machine; milliseconds when they are.
+
+    Raises:
+        WeightsError: They cannot be had, are damaged, or must not be used.
+        DiskFull: No room for them.
+    """
+    return prepare_model(
+        plan.card,
+        weights_dir=settings.weights_dir,
+        progress=report,
+        allow_remote_code=settings.allow_remote_code,
+        allow_pickle=settings.allow_pickle,
     )
