@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from starlette.types import Message, Receive, Scope, Send
 
 from maas.core.errors import EngineError, MaasError, PayloadTooLarge
-from maas.gateway.responses.routes import Message, Receive, ResponsesApp, Scope, Send
+from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import Origin
 
 
@@ -39,7 +40,10 @@ class ScriptedChat:
         self.scopes.append(scope)
         message = await receive()
         if message["type"] == "http.disconnect":
-            self.left.set()
+            # As the relay does: it answers, for the log, though nobody is taken to listen.
+            headers = [(b"content-type", b"application/json"), (b"x-request-id", b"req-1")]
+            await send({"type": "http.response.start", "status": 400, "headers": headers})
+            await send(_body(b'{"error":{"message":"left"}}', more=False))
             return
         self.bodies.append(json.loads(message["body"]))
         kind = b"text/event-stream" if isinstance(self.answer, list) else b"application/json"

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from starlette.types import Message, Scope
 
-from maas.gateway.responses.routes import Message, ResponsesApp, Scope
+from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import Origin
 from tests.fakes.scripted_chat import ScriptedChat
 
@@ -88,6 +89,8 @@ async def test_a_refused_body_never_reaches_the_chat_app(
     start, body = await ask(app, request({**BODY, "store": True}))
     assert start["status"] == 400
     assert json.loads(body["body"])["error"]["param"] == "store"
+    assert dict(start["headers"])[b"x-request-id"] == b"req-1"
+    assert len(start["headers"]) == len(dict(start["headers"]))
     assert chat.bodies == []
 
 
@@ -97,20 +100,44 @@ async def test_a_body_over_the_limit_is_refused(app: ResponsesApp, chat: Scripte
     assert chat.bodies == []
 
 
-async def test_a_client_that_leaves_while_sending_gets_nothing(
+async def test_a_client_that_leaves_while_sending_starts_nothing(
     app: ResponsesApp, chat: ScriptedChat
 ) -> None:
-    assert await ask(app, {"type": "http.disconnect"}) == []
+    half = {"type": "http.request", "body": b'{"model":', "more_body": True}
+    await ask(app, half, {"type": "http.disconnect"})
     assert chat.bodies == []
 
 
-async def test_an_error_of_the_chat_app_is_passed_on_untouched(
+@pytest.mark.parametrize(
+    ("param", "named"),
+    [
+        ("model", "model"),
+        ("messages", "input"),
+        ("messages[0].content", "input"),
+        ("max_tokens", "max_output_tokens"),
+        ("response_format.json_schema.schema", "text.format"),
+        (None, None),
+    ],
+)
+async def test_an_error_of_the_chat_app_names_what_was_sent_here(
+    app: ResponsesApp, chat: ScriptedChat, param: str | None, named: str | None
+) -> None:
+    error = {"message": f"{param}: no", "type": "t", "param": param, "code": "c"}
+    chat.status, chat.answer = 404, {"error": error}
+    start, body = await ask(app, request({**BODY, "stream": True}))
+    assert start["status"] == 404
+    answer = json.loads(body["body"])["error"]
+    assert (answer["param"], answer["type"], answer["code"]) == (named, "t", "c")
+    assert str(named) in answer["message"]
+    assert (b"x-request-id", b"req-1") in start["headers"]
+
+
+async def test_an_error_that_is_not_json_is_passed_on(
     app: ResponsesApp, chat: ScriptedChat
 ) -> None:
-    chat.status, chat.answer = 404, {"error": {"message": "no such model"}}
+    chat.status, chat.answer = 500, []
     start, body = await ask(app, request(BODY))
-    assert start["status"] == 404
-    assert json.loads(body["body"]) == {"error": {"message": "no such model"}}
+    assert (start["status"], body["body"]) == (500, b"data: [DONE]\n\n")
 
 
 async def test_a_key_is_refused_before_the_body_is_read() -> None:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from maas.core.errors import EngineError
 from maas.gateway.responses.request import ParsedRequest, parse_request
-from maas.gateway.responses.stream import Origin, ResponseStream, whole_response
+from maas.gateway.responses.stream import Origin, ResponseStream, live_origin, whole_response
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REQUEST: ParsedRequest = parse_request(b'{"model":"m","input":"hi","stream":true}')
@@ -206,3 +206,9 @@ def test_whole_and_streamed_answers_agree(
 def test_an_answer_that_is_no_completion_is_an_engine_error(raw: bytes) -> None:
     with pytest.raises(EngineError):
         whole_response(raw, REQUEST, origin())
+
+
+def test_ids_are_written_as_openai_writes_them() -> None:
+    made = live_origin().new_id("resp")
+    assert made.startswith("resp_")
+    assert made.removeprefix("resp_").isalnum()
