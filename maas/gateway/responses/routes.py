@@ -75,7 +75,10 @@ class ResponsesApp:
             await exchange.finish()
         if exchange.refusal is not None:
             status, body = self._render_error(exchange.refusal)
-            await _send_json(send, status, body, headers=exchange.headers)
+            headers = exchange.headers
+            if exchange.refusal.context.get("close"):
+                headers = [*headers, (b"connection", b"close")]
+            await _send_json(send, status, body, headers=headers)
 
 
 class _Exchange:
@@ -135,7 +138,8 @@ class _Exchange:
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
                 raise PayloadTooLarge(
-                    f"the body is over {self._max_body_bytes} bytes; send a shorter input"
+                    f"the body is over {self._max_body_bytes} bytes; send a shorter input",
+                    close=True,  # the rest of it is still on its way
                 )
             if not message.get("more_body"):
                 return bytes(body)
@@ -202,11 +206,14 @@ def rename_params(body: bytes) -> bytes:
 
 
 def _chat_scope(scope: Scope) -> Scope:
-    """The request as the chat app sees it: its own path, and a body of its own length."""
+    """The request as the chat app sees it: at its own path.
+
+    The client's ``content-length`` stays, so that too much is refused before it is read.
+    """
     headers = [
         (name, value)
         for name, value in scope["headers"]
-        if name not in (b"content-length", b"transfer-encoding", b"accept-encoding")
+        if name != b"accept-encoding"  # what is read here must come as it is
     ]
     return {**scope, "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "headers": headers}
 

@@ -48,7 +48,7 @@ async def test_chat_app_sees_a_chat_request(app: ResponsesApp, chat: ScriptedCha
     chat.answer = completion("yes")
     await ask(app, request(BODY))
     assert chat.scopes[0]["path"] == "/v1/chat/completions"
-    assert chat.scopes[0]["headers"] == [KEY]
+    assert chat.scopes[0]["headers"] == HEADERS[:2]
     assert chat.bodies == [
         {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": False}
     ]
@@ -97,6 +97,7 @@ async def test_a_refused_body_never_reaches_the_chat_app(
 async def test_a_body_over_the_limit_is_refused(app: ResponsesApp, chat: ScriptedChat) -> None:
     start, _ = await ask(app, request({**BODY, "input": "x" * 10_001}))
     assert start["status"] == 413
+    assert (b"connection", b"close") in start["headers"]
     assert chat.bodies == []
 
 
