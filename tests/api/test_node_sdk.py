@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.conftest import RunningGateway
+from tests.fakes.engine import FakeEngine
 from tests.fakes.scripted_chat import ScriptedChat, responses_app, served
 
 SDK_VERSION = "7.57.0"
@@ -26,9 +28,11 @@ def node_sdk(pytestconfig: pytest.Config) -> Path:
     return folder
 
 
-def run_node(script: str, sdk: Path, base_url: str) -> dict[str, object]:
+def run_node(
+    script: str, sdk: Path, base_url: str, *, key: str = "k", model: str = "m"
+) -> dict[str, object]:
     """Run a script beside this file; return the JSON object it prints."""
-    env = {**os.environ, "BASE_URL": base_url, "API_KEY": "k", "MODEL": "m"}
+    env = {**os.environ, "BASE_URL": base_url, "API_KEY": key, "MODEL": model}
     command = [str(NODE), str(Path(__file__).with_name(script)), str(sdk / "index.js")]
     done = subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -64,4 +68,20 @@ def test_node_streams_a_response_and_reads_a_refusal(node_sdk: Path) -> None:
             "param": "previous_response_id",
             "code": "capability_missing",
         },
+    }
+
+
+def test_node_drives_the_gateway(
+    node_sdk: Path, gateway: RunningGateway, engine: FakeEngine
+) -> None:
+    gateway.deploy(engine, model="node-embedder", capabilities={"embeddings": True})
+    url = f"{gateway.url}/v1"
+    seen = run_node("node_gateway.mjs", node_sdk, url, key=gateway.key, model="tiny")
+    text = "The capital of France is Paris."
+    assert seen == {
+        "models": ["tiny", "node-embedder"],
+        "chat": text,
+        "responses": text,
+        "status": "completed",
+        "embedding": True,
     }

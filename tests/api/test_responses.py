@@ -66,9 +66,7 @@ def test_unknown_model_is_not_found(client: openai.OpenAI, engine: FakeEngine) -
     assert engine.paths == []
 
 
-def test_answer_over_the_context_names_its_field(
-    client: openai.OpenAI, engine: FakeEngine
-) -> None:
+def test_answer_over_the_context_names_its_field(client: openai.OpenAI, engine: FakeEngine) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="tiny", input="Hi", max_output_tokens=5000)
     assert caught.value.code == "context_length_exceeded"
