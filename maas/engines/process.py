@@ -19,6 +19,7 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 MAX_LOG_BYTES = 32 * 2**20
 _READY_INTERVAL_S = 0.1
 _TAIL_BYTES = 64 * 1024
+_MAX_LINE = 300
 # Ours (they may hold secrets) and Ray's (it sets thread counts for its own workers) stay here.
 _NOT_INHERITED = re.compile(r"(MAAS_|RAY_|SERVE_).*|OMP_NUM_THREADS|MKL_NUM_THREADS")
 _ERROR_LINE = re.compile(r"\b\w*(Error|Exception): |Value error, |cannot start|out of memory")
@@ -35,7 +36,7 @@ def last_words(log_path: Path, *, num_lines: int = 4) -> str:
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip()[:_MAX_LINE] for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if _ERROR_LINE.search(line) and not _ECHO.search(line)]
     return "\n".join(list(dict.fromkeys(causes or lines))[-num_lines:])
 
