@@ -11,9 +11,7 @@ from maas.store.replicas import ReplicaRepository
 from maas.store.secrets import SecretBox
 
 
-async def _served_model(
-    client: aiohttp.ClientSession, url: str, deployment: Deployment
-) -> str:
+async def _served_model(client: aiohttp.ClientSession, url: str, deployment: Deployment) -> str:
     """Return the name the engine knows the model by.
 
     Raises:

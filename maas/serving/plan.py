@@ -151,7 +151,7 @@ def prepare_weights(
     return prepare_model(
         plan.card,
         weights_dir=settings.weights_dir,
-        progress=report,
+        progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,
     )
