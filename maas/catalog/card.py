@@ -118,6 +118,8 @@ class ModelCard(_Part):
     """Who made it."""
     source: tuple[str, ...]
     """Where weights come from: hf://, file://, s3://, wheel://; parts of one file in order."""
+    revision: str | None = None
+    """Commit of an hf:// source whose URI names none."""
     sha256: dict[str, str] = {}
     """Hashes of source files by name, checked after download."""
     chat_template: str | None = "tokenizer"
@@ -134,6 +136,8 @@ class ModelCard(_Part):
     """Arguments this model needs on vLLM."""
     tool_call_parser: str | None = None
     """vLLM's parser of this model's tool calls."""
+    reasoning_parser: str | None = None
+    """vLLM's parser of this model's reasoning."""
     trust_remote_code: bool = False
     """The weights bring code that must run; the operator must allow it too."""
     allow_pickle: bool = False

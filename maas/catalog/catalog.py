@@ -43,7 +43,10 @@ def _read_card(path: Path) -> ModelCard:
     try:
         fields: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}", file=str(path)) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark is not None else ""
+        why = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}:{where} not valid YAML: {why}", file=str(path)) from error
     try:
         return ModelCard.model_validate(fields)
     except ValidationError as error:

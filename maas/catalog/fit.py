@@ -6,11 +6,11 @@ PagedAttention, section 3; Ainslie et al. 2023 for grouped heads). Recurrent mod
 constant state per sequence instead.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maas.catalog.card import ModelCard
 from maas.catalog.machine import Machine
+from maas.core.errors import ConfigError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_MAX_NUM_SEQS = 32
@@ -18,6 +18,7 @@ DEFAULT_BITS = {"int8": 8.5, "int4": 4.5, "awq": 4.5, "gptq": 4.5, "fp8": 8.0}
 # An engine's own code and buffers: measured for vLLM on CPU with a 135M model (docs/benchmarks.md).
 CPU_OVERHEAD_BYTES = 1_600 * 2**20
 GPU_OVERHEAD_BYTES = 1_500 * 2**20
+MIN_USEFUL_LENGTH = 256
 _GIB = 2**30
 
 
@@ -29,6 +30,7 @@ class FitReport:
         kv_bytes_per_token: Of one sequence, one token.
         kv_bytes: At ``max_model_len`` x ``max_num_seqs``: every sequence as long as can be.
         advice: What to change when it does not fit, most useful first.
+        num_gpus: GPUs (or, without any, machines) the sizes are spread over.
     """
 
     model_id: str
@@ -45,6 +47,7 @@ class FitReport:
     fits: bool
     reason: str
     advice: tuple[str, ...] = ()
+    num_gpus: int = 1
 
 
 def weights_bytes(card: ModelCard, *, dtype: str, quantization: str | None) -> int:
@@ -64,6 +67,11 @@ def kv_bytes_per_token(card: ModelCard, *, dtype: str) -> int:
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
 
 
+def kv_copies(card: ModelCard, *, tensor_parallel_size: int) -> float:
+    """Return how often KV heads are stored: ranks beyond the number of heads hold copies."""
+    return max(1.0, tensor_parallel_size / max(card.shape.num_kv_heads, 1))
+
+
 def _gib(size: int) -> str:
     return f"{size / _GIB:.2f} GiB"
 
@@ -75,27 +83,74 @@ def _available_bytes(machine: Machine, *, num_gpus: int, gpu_memory_utilization:
     return int(smallest * gpu_memory_utilization) * min(num_gpus, len(machine.gpus))
 
 
+def _rank_problem(card: ModelCard, machine: Machine, tensor_parallel_size: int) -> str | None:
+    """Say why a model cannot be cut into so many ranks here, or nothing."""
+    heads, kv_heads = card.shape.num_attention_heads, card.shape.num_kv_heads
+    if tensor_parallel_size == 1:
+        return None
+    if machine.gpus and tensor_parallel_size > len(machine.gpus):
+        return (
+            f"tensor_parallel_size {tensor_parallel_size} needs as many GPUs and there are "
+            f"{len(machine.gpus)}"
+        )
+    if heads % tensor_parallel_size:
+        return f"{heads} attention heads do not divide by tensor_parallel_size"
+    small, large = sorted((max(kv_heads, 1), tensor_parallel_size))
+    if large % small:
+        return f"{kv_heads} KV heads do not spread over tensor_parallel_size"
+    return None
+
+
+def _possible_ranks(card: ModelCard, machine: Machine) -> list[int]:
+    most = len(machine.gpus) or card.shape.num_attention_heads
+    sizes = [n for n in (1, 2, 4, 8, 16) if n <= most]
+    return [n for n in sizes if _rank_problem(card, machine, n) is None]
+
+
+def _ranks_advice(card: ModelCard, report: FitReport, machine: Machine, per_gpu: int) -> str:
+    """Name the number of GPUs it takes, and say when there are not so many."""
+    heads = card.shape.num_attention_heads
+    needed = next((n for n in (2, 4, 8, 16) if n * per_gpu >= report.total_bytes), None)
+    if needed is None:
+        return f"{_gib(report.total_bytes)} are more than 16 such GPUs have"
+    if needed in _possible_ranks(card, machine):
+        return f"set tensor_parallel_size to {needed}"
+    why = f"{heads} heads do not divide by it" if heads % needed else "there are fewer here"
+    return f"it would take {needed} such GPUs ({why})"
+
+
 def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, ...]:
     """Say what would make it fit, with numbers, most useful first."""
     advice: list[str] = []
     rest = report.available_bytes - report.weights_bytes - report.overhead_bytes
-    if rest > 0 and report.kv_bytes_per_token:
-        tokens = rest // report.kv_bytes_per_token
-        num_seqs = tokens // report.max_model_len
+    if rest > 0 and report.kv_bytes:
+        per_sequence = report.kv_bytes / report.max_num_seqs
+        num_seqs = int(rest // per_sequence)
         if num_seqs:
             advice.append(f"set max_num_seqs to {num_seqs}")
-        length = tokens // report.max_num_seqs // 16 * 16
-        if length >= 256:
+        length = int(report.max_model_len * rest / report.kv_bytes) // 16 * 16
+        if report.kv_bytes_per_token and length >= MIN_USEFUL_LENGTH:
             advice.append(f"set max_model_len to {length}")
+        one_long = int(report.max_model_len * rest / per_sequence) // 16 * 16
+        if not num_seqs and report.kv_bytes_per_token and one_long >= MIN_USEFUL_LENGTH:
+            advice.append(f"or max_model_len to {one_long} with max_num_seqs 1")
     for name in [variant.name for variant in card.variants] or ["int8", "int4"]:
         size = weights_bytes(card, dtype=report.dtype, quantization=name)
         if size < report.weights_bytes:
             advice.append(f"take quantization {name}: weights of {_gib(size)}")
     if machine.gpus:
-        per_gpu = report.available_bytes // max(len(machine.gpus), 1)
-        advice.append(f"set tensor_parallel_size to {-(-report.total_bytes // max(per_gpu, 1))}")
+        per_gpu = report.available_bytes // report.num_gpus
+        advice.append(_ranks_advice(card, report, machine, per_gpu))
     advice.append(f"take a machine with {_gib(report.total_bytes)} free, or a smaller model")
     return tuple(advice)
+
+
+def _sizes(report: FitReport) -> str:
+    return (
+        f"needs {_gib(report.total_bytes)} (weights {_gib(report.weights_bytes)}, KV cache "
+        f"{_gib(report.kv_bytes)} for {report.max_num_seqs} x {report.max_model_len} tokens, "
+        f"engine {_gib(report.overhead_bytes)}) of {_gib(report.available_bytes)}"
+    )
 
 
 def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can turn
@@ -123,21 +178,29 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         gpu_memory_utilization: Share of a GPU the engine may take.
         kv_cache_bytes: What the engine will set aside for the cache; by default enough for
             every sequence at full length.
+
+    Raises:
+        ConfigError: The dtype is not one that engines store weights in.
     """
     dtype = card.dtype if dtype in (None, "auto") else dtype
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype {dtype!r}: want one of {', '.join(DTYPE_BYTES)}", param="dtype")
     length = min(max_model_len or card.context, card.context)
     num_seqs = max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    num_gpus = min(tensor_parallel_size, max(len(machine.gpus), 1))
     weights = weights_bytes(card, dtype=dtype, quantization=quantization)
-    per_token = kv_bytes_per_token(card, dtype=dtype)
-    kv = per_token * length * num_seqs + card.shape.state_bytes_per_sequence * num_seqs
-    kv = kv if kv_cache_bytes is None else kv_cache_bytes
-    overhead = GPU_OVERHEAD_BYTES * tensor_parallel_size if machine.gpus else CPU_OVERHEAD_BYTES
+    per_token = int(
+        kv_bytes_per_token(card, dtype=dtype)
+        * kv_copies(card, tensor_parallel_size=tensor_parallel_size)
+    )
+    kv = (per_token * length + card.shape.state_bytes_per_sequence) * num_seqs
+    if kv_cache_bytes is not None:
+        kv = kv_cache_bytes
+    overhead = GPU_OVERHEAD_BYTES * num_gpus if machine.gpus else CPU_OVERHEAD_BYTES
     available = _available_bytes(
-        machine, num_gpus=tensor_parallel_size, gpu_memory_utilization=gpu_memory_utilization
+        machine, num_gpus=num_gpus, gpu_memory_utilization=gpu_memory_utilization
     )
     total = weights + kv + overhead
-    divides = card.shape.num_attention_heads % tensor_parallel_size == 0
-    fits = total <= available and divides
     report = FitReport(
         model_id=card.id,
         dtype=dtype,
@@ -150,21 +213,21 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         overhead_bytes=overhead,
         total_bytes=total,
         available_bytes=available,
-        fits=fits,
-        reason=(
-            f"needs {_gib(total)} (weights {_gib(weights)}, KV cache {_gib(kv)} for {num_seqs} x "
-            f"{length} tokens, engine {_gib(overhead)}) of {_gib(available)}"
-        ),
+        fits=total <= available,
+        reason="",
+        num_gpus=num_gpus,
     )
-    if fits:
-        return report
-    if not divides:
-        heads = card.shape.num_attention_heads
-        reason = f"{heads} attention heads do not divide by tensor_parallel_size"
-        advice = tuple(f"set tensor_parallel_size to {n}" for n in (2, 4, 8) if heads % n == 0)
-        return _replace(report, reason=f"{reason} {tensor_parallel_size}", advice=advice)
-    return _replace(report, reason=report.reason, advice=_advice(card, report, machine))
+    return _judge(card, machine, report, tensor_parallel_size)
 
 
-def _replace(report: FitReport, *, reason: str, advice: tuple[str, ...]) -> FitReport:
-    return dataclasses.replace(report, reason=reason, advice=advice)
+def _judge(
+    card: ModelCard, machine: Machine, report: FitReport, tensor_parallel_size: int
+) -> FitReport:
+    """Add the reason and what to change."""
+    problem = _rank_problem(card, machine, tensor_parallel_size)
+    if problem is not None:
+        ranks = _possible_ranks(card, machine)
+        advice = (f"set tensor_parallel_size to {' or '.join(str(n) for n in ranks)}",)
+        return replace(report, fits=False, reason=problem, advice=advice)
+    advice = () if report.fits else _advice(card, report, machine)
+    return replace(report, reason=_sizes(report), advice=advice)

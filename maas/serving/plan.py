@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
+from maas.catalog.weights.files import Progress
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
@@ -122,6 +123,14 @@ def make_plan(
     )
 
 
+def _in_words(progress: Progress) -> str:
+    done = f"{progress.done_bytes / 2**20:.0f} MiB"
+    if not progress.total_bytes:
+        return f"{progress.what}: {done}"
+    share = progress.done_bytes / progress.total_bytes
+    return f"{progress.what}: {share:.0%} of {progress.total_bytes / 2**20:.0f} MiB"
+
+
 def prepare_weights(
     plan: DeploymentPlan, settings: Settings, report: Callable[[str], None] = lambda _: None
 ) -> PreparedModel:
@@ -134,7 +143,7 @@ def prepare_weights(
     return prepare_model(
         plan.card,
         weights_dir=settings.weights_dir,
-        progress=report,
+        progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,
     )

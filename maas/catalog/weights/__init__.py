@@ -1,0 +1,1 @@
+"""Weight sources: hf, file, s3 and wheel URIs; fetched once, hashed, resumable."""

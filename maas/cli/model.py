@@ -1,0 +1,204 @@
+"""``maas model``: what can be offered, whether it fits here, and getting its weights."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from maas.bootstrap import resolve_settings
+from maas.catalog.card import ModelCard
+from maas.catalog.catalog import load_catalog
+from maas.catalog.fit import FitReport, estimate_fit
+from maas.catalog.machine import Machine, probe_machine
+from maas.catalog.weights.files import Progress
+from maas.cli.output import JsonFlag, emit
+from maas.engines.prepare import prepare_model, verify_model
+
+app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
+
+ModelId = Annotated[str, typer.Argument(help="Model id, as in: maas model list.")]
+_GIB = 2**30
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"
+
+
+def _lines(value: object) -> str:
+    """Return a field of a card as a person reads it, one part a line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_lines(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "\n".join(_lines(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _card(model_id: str) -> ModelCard:
+    return load_catalog(resolve_settings().models_dir).get_card(model_id)
+
+
+@app.command("list")
+def list_models(as_json: JsonFlag = False) -> None:
+    """List the models there are cards of."""
+    settings = resolve_settings()
+    cards = list(load_catalog(settings.models_dir).values())
+    ready = {card.id: (settings.weights_dir / card.id / "manifest.json").exists() for card in cards}
+    rows = [
+        {
+            "id": card.id,
+            "parameters": card.parameters,
+            "context": card.context,
+            "task": card.task,
+            "licence": card.licence.grade.value,
+            "engines": list(card.engines),
+            "is_prepared": ready[card.id],
+        }
+        for card in cards
+    ]
+
+    def render(console: Console) -> None:
+        table = Table(box=None)
+        for name in ("id", "size", "context", "task", "weights", "licence", "engines"):
+            table.add_column(name, no_wrap=name in {"id", "size", "context", "task", "weights"})
+        for card in cards:
+            table.add_row(
+                card.id,
+                f"{card.parameters / 1e9:.2f} B",
+                str(card.context),
+                card.task,
+                "here" if ready[card.id] else "",
+                card.licence.grade.value,
+                ", ".join(card.engines),
+            )
+        console.print(table)
+
+    emit({"models": rows}, as_json=as_json, render=render)
+
+
+@app.command()
+def show(model_id: ModelId, as_json: JsonFlag = False) -> None:
+    """Show all a card says."""
+    fields = _card(model_id).model_dump(mode="json")
+
+    def render(console: Console) -> None:
+        table = Table(show_header=False, box=None)
+        for name, value in fields.items():
+            table.add_row(name, _lines(value))
+        console.print(table, markup=False)
+
+    emit(fields, as_json=as_json, render=render)
+
+
+def _render_fit(console: Console, report: FitReport, machine: Machine) -> None:
+    where = f"{len(machine.gpus)} x {machine.gpus[0].name}" if machine.gpus else "CPU"
+    table = Table(show_header=False, box=None)
+    table.add_row("machine", where)
+    table.add_row("dtype", report.quantization or report.dtype)
+    table.add_row("weights", _gib(report.weights_bytes))
+    table.add_row("KV cache per token", f"{report.kv_bytes_per_token / 1024:.1f} KiB")
+    sequences = f"{report.max_num_seqs} x {report.max_model_len} tokens"
+    table.add_row("KV cache", f"{_gib(report.kv_bytes)} for {sequences}")
+    table.add_row("engine itself", _gib(report.overhead_bytes))
+    table.add_row("in all", f"{_gib(report.total_bytes)} of {_gib(report.available_bytes)}")
+    console.print(table)
+    if report.fits:
+        console.print("[bold green]it fits[/]")
+        return
+    console.print(f"[bold red]it does not fit[/]: {report.reason}", soft_wrap=True)
+    for line in report.advice:
+        console.print(f"  - {line}", soft_wrap=True)
+
+
+@app.command()
+def check(  # noqa: PLR0913 - one option for each number an operator can turn
+    model_id: ModelId,
+    dtype: Annotated[str | None, typer.Option(help="Default: the card's.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="A variant of the card.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1)] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say, with numbers, whether a model fits this machine. Exit code 1 when it does not."""
+    settings = resolve_settings()
+    machine = probe_machine(settings.weights_dir)
+    report = estimate_fit(
+        _card(model_id),
+        machine,
+        dtype=dtype,
+        quantization=quantization,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    emit(
+        asdict(report),
+        as_json=as_json,
+        render=lambda console: _render_fit(console, report, machine),
+    )
+    if not report.fits:
+        raise typer.Exit(code=1)
+
+
+@app.command()
+def pull(
+    model_id: ModelId,
+    again: Annotated[
+        bool, typer.Option("--again", help="Throw away what is there and fetch it anew.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Fetch a model's weights and make them ready; goes on where it was stopped."""
+    settings, card = resolve_settings(), _card(model_id)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    with nullcontext() if as_json else bar:
+        task = bar.add_task(card.id, total=None)
+
+        def tell(progress: Progress) -> None:
+            bar.update(
+                task,
+                description=progress.what,
+                completed=progress.done_bytes,
+                total=progress.total_bytes,
+            )
+
+        prepared = prepare_model(
+            card,
+            weights_dir=settings.weights_dir,
+            progress=tell,
+            allow_remote_code=settings.allow_remote_code,
+            allow_pickle=settings.allow_pickle,
+            again=again,
+        )
+    size = sum(record.size_bytes for record in prepared.manifest.files.values())
+    emit(
+        {"id": card.id, "model_dir": str(prepared.model_dir), "size_bytes": size},
+        as_json=as_json,
+        render=lambda console: console.print(
+            f"{card.id}: {_gib(size)} in {prepared.model_dir}", soft_wrap=True
+        ),
+    )
+
+
+@app.command()
+def verify(model_id: ModelId, as_json: JsonFlag = False) -> None:
+    """Hash every byte of prepared weights and compare with what was recorded."""
+    settings = resolve_settings()
+    manifest = verify_model(_card(model_id), weights_dir=settings.weights_dir, full=True)
+    emit(
+        {"id": model_id, "files": len(manifest.files), "is_whole": True},
+        as_json=as_json,
+        render=lambda console: console.print(f"{model_id}: {len(manifest.files)} files are whole"),
+    )

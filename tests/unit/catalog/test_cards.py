@@ -1,0 +1,111 @@
+"""Every card that ships, and what a wrong one says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maas.catalog.card import LicenceGrade, Modality, ModelCard
+from maas.catalog.catalog import load_catalog
+from maas.catalog.fit import estimate_fit
+from maas.catalog.weights.fetch import open_source
+from maas.catalog.weights.files import SourceAccess
+from maas.core.errors import ConfigError, ModelNotFound
+from tests.unit.catalog.fixtures import make_machine
+
+MODELS = Path(__file__).parents[3] / "models"
+CARDS = load_catalog(MODELS)
+
+
+@pytest.mark.parametrize("model_id", sorted(CARDS))
+def test_shipped_card_is_consistent(model_id: str) -> None:
+    card = CARDS[model_id]
+    assert (MODELS / f"{model_id}.yaml").exists()
+    assert set(card.engines) <= {"vllm", "transformers", "external"}
+    # Loose: head_dim and hidden size are independent in some families (Gemma, Qwen3).
+    blocks = 12 * card.shape.num_layers * card.shape.hidden_size**2
+    embedding = card.shape.vocab_size * card.shape.hidden_size
+    assert 0.4 < card.parameters / (blocks + embedding) < 2.6
+
+
+@pytest.mark.parametrize("model_id", sorted(CARDS))
+def test_shipped_card_names_sources_that_can_be_opened(model_id: str, tmp_path: Path) -> None:
+    card = CARDS[model_id]
+    variants = [variant.source for variant in card.variants if variant.source]
+    for uri in [*card.source, *variants]:
+        assert open_source(uri, revision=None, cache_dir=tmp_path, access=SourceAccess())
+
+
+@pytest.mark.parametrize("model_id", sorted(CARDS))
+def test_shipped_card_fits_a_big_gpu_and_not_a_small_one(model_id: str) -> None:
+    card = CARDS[model_id]
+    limits = {"max_model_len": min(card.context, 2048), "max_num_seqs": 4}
+    assert estimate_fit(card, make_machine(80), **limits).fits
+    small = estimate_fit(card, make_machine(1), **limits)
+    assert not small.fits
+    assert small.advice
+
+
+def test_served_from_wheels_are_the_three() -> None:
+    local = {card.id for card in CARDS.values() if card.source[0].startswith("wheel://")}
+    assert local == {"smollm2-135m-instruct", "gemma-3-270m", "all-minilm-l6-v2"}
+    assert not any(CARDS[i].trust_remote_code or CARDS[i].allow_pickle for i in local)
+
+
+def test_schema_has_every_modality_and_grade() -> None:
+    wanted = {"text", "audio", "image", "3d", "video", "multimodal", "strategy"}
+    assert {m.value for m in Modality} == wanted
+    grades = {"research", "commercial", "commercial-with-conditions"}
+    assert {g.value for g in LicenceGrade} == grades
+
+
+def test_unknown_model_lists_the_names_there_are() -> None:
+    with pytest.raises(ModelNotFound, match="qwen3-8b"):
+        CARDS.get_card("nothing")
+
+
+def _copy(tmp_path: Path, name: str = "a.yaml", **changes: object) -> Path:
+    fields = yaml.safe_load((MODELS / "qwen3-8b.yaml").read_text())
+    (tmp_path / name).write_text(yaml.safe_dump({**fields, **changes}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"contxt": 1}, "contxt"),
+        ({"parameters": -1}, "parameters"),
+        ({"modality": ["smell"]}, "modality"),
+        ({"id": "../up"}, "id"),
+        ({"licence": {"name": "x", "grade": "commercial-with-conditions"}}, "licence"),
+    ],
+)
+def test_wrong_card_names_file_and_field(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"a\.yaml.*field {said}"):
+        load_catalog(_copy(tmp_path, **changes))
+
+
+def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("id: x\nsource: [\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml.*line 3"):
+        load_catalog(tmp_path)
+
+
+def test_same_id_twice_is_refused(tmp_path: Path) -> None:
+    _copy(tmp_path, "a.yaml")
+    with pytest.raises(ConfigError, match="twice"):
+        load_catalog(_copy(tmp_path, "b.yaml"))
+
+
+def test_missing_folder_says_which_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="MAAS_MODELS_DIR"):
+        load_catalog(tmp_path / "nowhere")
+
+
+def test_card_is_frozen_and_keeps_money_exact() -> None:
+    card: ModelCard = CARDS["qwen3-8b"]
+    assert str(card.price.input_per_million) == "0.12"
+    with pytest.raises(ValueError, match="frozen"):
+        card.id = "x"  # pyright: ignore[reportAttributeAccessIssue]
