@@ -131,9 +131,7 @@ async def _gateway_answers(client: aiohttp.ClientSession, settings: Settings) ->
         return False
 
 
-async def _watch(
-    settings: Settings, store: Store, report: Callable[[Progress], None]
-) -> None:
+async def _watch(settings: Settings, store: Store, report: Callable[[Progress], None]) -> None:
     """Report progress until everything answers."""
     started = time.monotonic()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as client:

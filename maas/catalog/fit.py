@@ -6,6 +6,7 @@ PagedAttention, section 3; Ainslie et al. 2023 for grouped heads). Recurrent mod
 constant state per sequence instead.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from maas.catalog.card import ModelCard
@@ -84,7 +85,7 @@ def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, 
         if num_seqs:
             advice.append(f"set max_num_seqs to {num_seqs}")
         length = tokens // report.max_num_seqs // 16 * 16
-        if length >= 256:  # noqa: PLR2004 - shorter than this serves nobody
+        if length >= 256:
             advice.append(f"set max_model_len to {length}")
     for name in [variant.name for variant in card.variants] or ["int8", "int4"]:
         size = weights_bytes(card, dtype=report.dtype, quantization=name)
@@ -107,6 +108,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
     max_num_seqs: int | None = None,
     tensor_parallel_size: int = 1,
     gpu_memory_utilization: float = 0.9,
+    kv_cache_bytes: int | None = None,
 ) -> FitReport:
     """Say whether a model fits a machine, and what to change if not.
 
@@ -119,6 +121,8 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         max_num_seqs: Sequences at once.
         tensor_parallel_size: GPUs one replica spans.
         gpu_memory_utilization: Share of a GPU the engine may take.
+        kv_cache_bytes: What the engine will set aside for the cache; by default enough for
+            every sequence at full length.
     """
     dtype = card.dtype if dtype in (None, "auto") else dtype
     length = min(max_model_len or card.context, card.context)
@@ -126,6 +130,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
     weights = weights_bytes(card, dtype=dtype, quantization=quantization)
     per_token = kv_bytes_per_token(card, dtype=dtype)
     kv = per_token * length * num_seqs + card.shape.state_bytes_per_sequence * num_seqs
+    kv = kv if kv_cache_bytes is None else kv_cache_bytes
     overhead = GPU_OVERHEAD_BYTES * tensor_parallel_size if machine.gpus else CPU_OVERHEAD_BYTES
     available = _available_bytes(
         machine, num_gpus=tensor_parallel_size, gpu_memory_utilization=gpu_memory_utilization
@@ -162,4 +167,4 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
 
 
 def _replace(report: FitReport, *, reason: str, advice: tuple[str, ...]) -> FitReport:
-    return FitReport(**{**vars(report), "reason": reason, "advice": advice})
+    return dataclasses.replace(report, reason=reason, advice=advice)

@@ -71,7 +71,9 @@ def create(  # noqa: PLR0913 - a command line has as many options as it has
     emit(
         _public(deployment),
         as_json=as_json,
-        render=lambda console: console.print(f"{deployment.id}: {deployment.model_id} is on its way"),
+        render=lambda console: console.print(
+            f"{deployment.id}: {deployment.model_id} is on its way"
+        ),
     )
 
 

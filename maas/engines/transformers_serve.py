@@ -14,14 +14,15 @@ from maas.engines.processors import num_threads
 class TransformersEngine:
     """Adapter for the server of transformers 5.19.
 
-    Requests are answered one at a time unless the model can do continuous batching; the server
-    decides that by itself. It has no metrics, so its load is unknown.
+    Requests are computed one at a time. ``--continuous-batching`` exists, but in 5.19 every
+    request is then sampled with the first one's settings (its stop strings, temperature and
+    bias) and the KV cache takes most of the machine's memory, so it is left to
+    ``extra_engine_args``. The server has no metrics: its load is unknown.
     """
 
     name = "transformers"
     capabilities = EngineCapabilities(
         seed=True,
-        logit_bias=True,
         max_completion_tokens=False,
         done_sentinel=False,
         abort_on_disconnect=True,
@@ -38,7 +39,7 @@ class TransformersEngine:
         _refuse(spec.tensor_parallel_size > 1, "tensor_parallel_size over 1")
         _refuse(spec.tool_call_parser is not None, "tool_call_parser")
         arguments = ["--host", spec.host, "--port", str(spec.port)]
-        arguments += ["--device", spec.device, "--dtype", spec.dtype, "--continuous-batching"]
+        arguments += ["--device", spec.device, "--dtype", spec.dtype]
         if spec.quantization:
             arguments += ["--quantization", spec.quantization]
         if spec.trust_remote_code:

@@ -35,6 +35,8 @@ _GFLOPS_PER_CORE = {"bfloat16": 180.0, "float32": 45.0}
 _STEP_S = 4.0
 _TYPICAL_LEN = 2048
 _KV_SHARE = 4
+# Encoders keep none, but left unsaid vLLM would want 90 % of the machine's memory.
+_MIN_KV_BYTES = 64 * 2**20
 # Quantised while loading, by the engine; every other kind is in the weights' own config.
 _QUANTISED_BY_ENGINE = frozenset({"fp8"})
 
@@ -140,7 +142,8 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens
         or (None if is_gpu else step_tokens(card, machine, dtype=dtype, at_least=at_least)),
-        kv_cache_bytes=options.kv_cache_bytes or (None if is_gpu else min(wanted, kv_limit)),
+        kv_cache_bytes=options.kv_cache_bytes
+        or (None if is_gpu else max(min(wanted, kv_limit), _MIN_KV_BYTES)),
         gpu_memory_utilization=options.gpu_memory_utilization,
         tensor_parallel_size=options.tensor_parallel_size,
         max_loras=options.max_loras,

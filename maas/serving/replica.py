@@ -155,9 +155,7 @@ class EngineReplica:
         if self._failure is None:
             return
         failure, self._recorded = self._failure, True
-        await asyncio.to_thread(
-            self._deployments.record_failure, self._plan.deployment_id, failure
-        )
+        await asyncio.to_thread(self._deployments.record_failure, self._plan.deployment_id, failure)
         raise RuntimeError(failure)
 
     def record_autoscaling_stats(self) -> dict[str, float]:

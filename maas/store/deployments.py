@@ -37,8 +37,7 @@ def record_of(row: DeploymentRow) -> Deployment:
 def _check_bounds(min_replicas: int, max_replicas: int) -> None:
     if not 1 <= min_replicas <= max_replicas <= MAX_REPLICAS:
         raise ConfigError(
-            f"replicas {min_replicas}..{max_replicas}: want 1 <= min <= max <= "
-            f"{MAX_REPLICAS}"
+            f"replicas {min_replicas}..{max_replicas}: want 1 <= min <= max <= {MAX_REPLICAS}"
         )
 
 

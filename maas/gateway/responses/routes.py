@@ -1,0 +1,200 @@
+"""``POST /v1/responses`` as an ASGI app in front of the one that answers chat completions.
+
+The chat app does all that is not translation: keys, limits, choosing a replica, retries,
+request ids, metering, and aborting the engine when the client goes away. It reads its
+body through ``_Exchange.receive``, which reads the client's and translates it (so after
+the chat app has checked the key), and answers through ``_Exchange.send``, which
+translates back. An answer that is not a success is passed on as it is.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from maas.core.errors import EngineError, MaasError, PayloadTooLarge
+from maas.gateway.responses.request import ParsedRequest, parse_request
+from maas.gateway.responses.stream import Origin, ResponseStream, whole_response
+from maas.gateway.responses.to_chat import chat_body
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+RenderError = Callable[[MaasError], tuple[int, bytes]]
+"""Gives the HTTP status and the JSON body of an error."""
+
+CHAT_PATH = "/v1/chat/completions"
+_OF_THE_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"trailer"})
+_EVENT_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+)
+
+
+class ResponsesApp:
+    """The endpoint.
+
+    Args:
+        chat: Answers ``POST /v1/chat/completions``.
+        render_error: The gateway's one mapping of errors to HTTP.
+        origin: Where ids and times come from.
+        max_body_bytes: Bodies over this are refused, as they are on the chat route.
+    """
+
+    def __init__(
+        self, chat: AsgiApp, *, render_error: RenderError, origin: Origin, max_body_bytes: int
+    ) -> None:
+        self._chat = chat
+        self._render_error = render_error
+        self._origin = origin
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        exchange = _Exchange(receive, send, self._origin, max_body_bytes=self._max_body_bytes)
+        try:
+            await self._chat(_chat_scope(scope), exchange.receive, exchange.send)
+        finally:
+            # Also when the chat app fails: a stream that began must get its failure event.
+            await exchange.finish()
+        if exchange.refusal is not None:
+            status, body = self._render_error(exchange.refusal)
+            await _send_json(send, status, body, headers=exchange.headers)
+
+
+class _Exchange:
+    """One request and its answer, translated on the way in and on the way out."""
+
+    def __init__(
+        self, receive: Receive, send: Send, origin: Origin, *, max_body_bytes: int
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._origin = origin
+        self._max_body_bytes = max_body_bytes
+        self._request: ParsedRequest | None = None
+        self._is_passed_on = False
+        self._is_ended = False
+        self._stream: ResponseStream | None = None
+        self._whole: bytearray | None = None
+        self._status = 200
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.refusal: MaasError | None = None
+
+    async def receive(self) -> Message:
+        """Give the chat app its body; after that, what the client does (leave)."""
+        if self.refusal is not None:
+            return {"type": "http.disconnect"}
+        if self._request is not None:
+            return await self._receive()
+        try:
+            raw = await self._read()
+            if raw is None:
+                return {"type": "http.disconnect"}
+            self._request = parse_request(raw)
+        except MaasError as error:
+            # The chat app is told that the client has left; the refusal is sent after it.
+            self.refusal = error
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chat_body(self._request), "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Take what the chat app answers and send the client what it means."""
+        if self.refusal is not None or self._is_ended:
+            return
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif message["type"] == "http.response.body":
+            await self._body(message.get("body", b""), is_last=not message.get("more_body"))
+        else:
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """End an answer that the chat app began and did not end."""
+        has_begun = self._stream is not None or self._whole is not None
+        if has_begun and not self._is_ended:
+            await self._body(b"", is_last=True)
+
+    async def _read(self) -> bytes | None:
+        body = bytearray()
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise PayloadTooLarge(
+                    f"the body is over {self._max_body_bytes} bytes; send a shorter input"
+                )
+            if not message.get("more_body"):
+                return bytes(body)
+
+    async def _start(self, message: Message) -> None:
+        self._status = message["status"]
+        headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+        request = self._request
+        if request is None or not 200 <= self._status < 300:
+            self._is_passed_on = True
+            await self._send(message)
+            return
+        self.headers = [pair for pair in headers if pair[0] not in _OF_THE_BODY]
+        if not request.body.stream:
+            self._whole = bytearray()
+            return
+        named = {name for name, _ in self.headers}
+        extra = [pair for pair in _EVENT_STREAM if pair[0] not in named]
+        self._stream = ResponseStream(request, self._origin)
+        await self._send({**message, "headers": [*self.headers, *extra]})
+        await self._send_body(self._stream.begin(), more=True)
+
+    async def _body(self, chunk: bytes, *, is_last: bool) -> None:
+        if self._is_passed_on:
+            await self._send_body(chunk, more=not is_last)
+        elif self._stream is not None:
+            events = self._stream.feed(chunk) + (self._stream.end() if is_last else b"")
+            if events or is_last:
+                await self._send_body(events, more=not is_last)
+        elif self._whole is not None:
+            self._whole += chunk
+            if is_last:
+                await self._send_whole(bytes(self._whole))
+        self._is_ended = self._is_ended or is_last
+
+    async def _send_whole(self, completion: bytes) -> None:
+        if self._request is None:
+            return
+        self._whole = None
+        try:
+            answer = whole_response(completion, self._request, self._origin)
+        except EngineError as error:
+            self.refusal = error
+            return
+        await _send_json(
+            self._send, self._status, msgspec.json.encode(answer), headers=self.headers
+        )
+
+    async def _send_body(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _chat_scope(scope: Scope) -> Scope:
+    """The request as the chat app sees it: its own path, and a body of its own length."""
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in (b"content-length", b"transfer-encoding", b"accept-encoding")
+    ]
+    return {**scope, "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "headers": headers}
+
+
+async def _send_json(
+    send: Send, status: int, body: bytes, *, headers: list[tuple[bytes, bytes]]
+) -> None:
+    described = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *described]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
