@@ -26,7 +26,7 @@ _TAIL_BYTES = 4096
 # A stream ends with its usage and ``[DONE]``: two events that carry no token.
 _END_LINES = 4
 # Ids below are the special words of the benchmark's tokenizer.
-_FIRST_ORDINARY_TOKEN = 3
+_FIRST_ORDINARY_TOKEN = 2
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,6 @@ async def _stream(
             draw.randrange(_FIRST_ORDINARY_TOKEN, size.vocab_size) for _ in range(size.prompt_len)
         ],
         "max_tokens": size.output_len,
-        "ignore_eos": True,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},

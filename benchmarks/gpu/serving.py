@@ -101,17 +101,20 @@ async def alternate(
 
 async def _targets(
     stack: AsyncExitStack, engine: RunningEngine, report: ShapeReport, *, bare: bool
-):
-    """Return bare vLLM and, unless it cannot start, the platform in front of it."""
-    targets = [engine.target]
-    if not bare:
-        try:
-            front = platform_in_front(engine.client, engine.target)
-            targets.append(await stack.enter_async_context(front))
-        except MaasError as error:
-            # The engine's own figures are worth having without it.
-            report.notes.append(f"the platform was not measured: {error}")
-    return targets
+) -> list[Target]:
+    """Return bare vLLM and, unless it cannot serve, the platform in front of it."""
+    if bare:
+        return [engine.target]
+    probe = WaveSize(1, prompt_len=4, output_len=4, vocab_size=report.shape.vocab_size)
+    try:
+        front = platform_in_front(engine.client, engine.target)
+        target = await stack.enter_async_context(front)
+        await run_wave(engine.client, target, probe, seed="probe")
+    except (MaasError, ValueError) as error:
+        # The engine's own figures are worth having without it.
+        report.notes.append(f"the platform was not measured: {error}")
+        return [engine.target]
+    return [engine.target, target]
 
 
 class Benchmark:

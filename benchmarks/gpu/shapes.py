@@ -93,7 +93,9 @@ def write_model_dir(shape: ModelShape, folder: Path) -> None:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "bos_token_id": 1,
-        "eos_token_id": 2,
+        # No end of sequence, so that every answer has the length that was asked for; the
+        # field that would say so in a request is not OpenAI's, and the gateway refuses it.
+        "eos_token_id": None,
         "dtype": "bfloat16",
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,6 @@ def write_model_dir(shape: ModelShape, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "w0",
         "bos_token": "w1",
-        "eos_token": "w2",
         "model_max_length": MAX_POSITION_EMBEDDINGS,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")

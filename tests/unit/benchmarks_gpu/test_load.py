@@ -92,6 +92,17 @@ async def test_streams_take_models_in_turn_and_never_send_the_same_prompt(
     assert set(fake.keys) == {"Bearer k"}
 
 
+async def test_a_request_has_only_fields_the_gateway_lets_through(
+    server: tuple[FakeServer, str],
+) -> None:
+    fake, url = server
+    size = WaveSize(num_streams=1, prompt_len=4, output_len=2, vocab_size=100)
+    async with aiohttp.ClientSession() as client:
+        await run_wave(client, Target("fake", url, ("m",)), size, seed="s")
+    standard = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options"}
+    assert set(fake.bodies[0]) == standard
+
+
 async def test_a_stream_shorter_than_asked_for_is_an_error(server: tuple[FakeServer, str]) -> None:
     fake, url = server
     fake.num_missing = 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.gpu.adapters import target_sizes, write_adapters
 from benchmarks.gpu.shapes import SHAPES, ModelShape, write_model_dir
@@ -28,6 +29,12 @@ def test_the_config_holds_the_shape(tmp_path: Path, name: str) -> None:
     assert config["num_key_value_heads"] == shape.num_kv_heads
     assert config["tie_word_embeddings"] is shape.tie_embeddings
     assert config["head_dim"] * config["num_attention_heads"] == config["hidden_size"]
+
+
+def test_nothing_ends_a_sequence_so_that_answers_have_a_fixed_length(tmp_path: Path) -> None:
+    write_model_dir(TINY, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).eos_token_id is None
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id is None
 
 
 def test_adapters_cover_every_linear_module_and_share_their_weights(tmp_path: Path) -> None:
