@@ -22,6 +22,7 @@ from benchmarks.gpu.load import Target, WaveResult, WaveSize
 from benchmarks.gpu.report import paired_ratio, save
 from benchmarks.gpu.serving import alternate, installed_versions
 from benchmarks.gpu.shapes import SHAPES, ModelShape
+from maas.core.errors import MaasError
 from maas.engines.vllm import VllmEngine
 
 
@@ -103,10 +104,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def run(arguments: argparse.Namespace) -> None:
-    """Measure, print, save."""
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, save; return 1 when it could not be measured."""
     shape = SHAPES[arguments.shape]
-    results = await measure(shape, arguments)
+    try:
+        results = await measure(shape, arguments)
+    except (MaasError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     versions = installed_versions()
     print(
         f"{shape.name}, {arguments.streams} streams of {arguments.prompt_len} + "
@@ -118,6 +123,7 @@ async def run(arguments: argparse.Namespace) -> None:
         rounds = {name: [asdict(wave) for wave in waves] for name, waves in results.items()}
         settings = {k: v for k, v in vars(arguments).items() if k != "out"}
         save(arguments.out, {"settings": settings, "versions": versions, "rounds": rounds})
+    return 0
 
 
 if __name__ == "__main__":

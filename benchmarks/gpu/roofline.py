@@ -10,6 +10,7 @@ median of repeated runs, timed with device events on a GPU.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--device", choices=sorted(_SIZES), default="cuda")
     parser.add_argument("--json", action="store_true", dest="as_json")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__} sees no GPU here; --device cpu measures processors")
     limits, loops = measure(arguments.device)
     if arguments.as_json:
         print(json.dumps({"limits": asdict(limits), "bandwidth_loops_bytes_s": loops}))

@@ -70,7 +70,9 @@ async def measure_limits(device: str) -> tuple[MachineLimits, dict[str, float]]:
     )
     out, err = await process.communicate()
     if process.returncode != 0:
-        raise MaasError(f"the roofline was not measured: {err.decode(errors='replace')[-500:]}")
+        raise MaasError(
+            f"the roofline was not measured: {err.decode(errors='replace').strip()[-500:]}"
+        )
     answer = json.loads(out)
     return MachineLimits(**answer["limits"]), answer["bandwidth_loops_bytes_s"]
 
@@ -223,8 +225,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run it all; return 1 when a shape has no row at all."""
-    limits, loops = await measure_limits(arguments.device)
+    """Run it all; return 1 when the machine or a shape could not be measured at all."""
+    try:
+        limits, loops = await measure_limits(arguments.device)
+    except MaasError as error:
+        print(error, file=sys.stderr)
+        return 1
     benchmark = Benchmark(arguments, limits, loops)
     is_complete = True
     for name in arguments.shapes:

@@ -10,7 +10,7 @@ from benchmarks.gpu.engine import KvCache, check_engine_args, kv_cache_of
 from benchmarks.gpu.load import Target, WaveResult
 from benchmarks.gpu.lora_serving import lora_table, targets_of
 from benchmarks.gpu.report import make_row, paired_ratio, save, table
-from benchmarks.gpu.serving import batch_sizes
+from benchmarks.gpu.serving import batch_sizes, parse_arguments, run
 from benchmarks.gpu.shapes import SHAPES
 from maas.core.errors import ConfigError
 
@@ -111,3 +111,11 @@ def test_a_result_file_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save(path, {"date": object()})
     assert json.loads(path.read_text()) == {"date": "2026-11-23"}
+
+
+async def test_a_machine_that_cannot_be_measured_ends_the_run_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert await run(parse_arguments(["--device", "cuda"])) == 1
+    assert "sees no GPU here" in capsys.readouterr().err
