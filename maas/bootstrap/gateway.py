@@ -19,6 +19,7 @@ from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
 from maas.gateway.facts import ModelFacts
+from maas.gateway.head_limit import HeadLimitedProtocol
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 
@@ -80,7 +81,7 @@ def _server(app: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=HeadLimitedProtocol,
             lifespan="off",
             access_log=False,
             server_header=False,

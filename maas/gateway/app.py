@@ -1,6 +1,5 @@
 """The gateway put together: which path goes to the data plane, which to the control plane."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader
 from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
-from maas.gateway.responses.stream import Origin
+from maas.gateway.responses.stream import live_origin
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
@@ -205,7 +204,7 @@ def create_gateway(
     responses = ResponsesApp(
         relay,
         render_error=lambda error: (status_of(error)[0], error_body(error)),
-        origin=Origin(new_id=new_id, now=lambda: int(time.time())),
+        origin=live_origin(),
         max_body_bytes=settings.max_body_bytes,
     )
     registry = CollectorRegistry()
