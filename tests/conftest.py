@@ -10,6 +10,7 @@ import pytest
 from maas.catalog.catalog import load_catalog
 from maas.engines.prepare import prepare_model
 from maas.store.database import Database
+from tests.platform import Platform, link_weights, running_platform
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -47,3 +48,12 @@ def smollm2_dir() -> Path:
     version = hashlib.sha256("".join(card.source).encode()).hexdigest()[:12]
     cache = Path.home() / ".cache" / "maas-tests" / version
     return prepare_model(card, weights_dir=cache, progress=lambda *_, **__: None).model_dir
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Platform]:
+    """One platform for the whole session: vLLM on Ray with SmolLM2 behind the gateway."""
+    home = tmp_path_factory.mktemp("home")
+    link_weights(smollm2_dir, home)
+    with running_platform(home, MAAS_SERVING__HANG_TIMEOUT_S="12") as running:
+        yield running

@@ -15,10 +15,12 @@ import psutil
 from maas.bootstrap.deployments import create_deployment
 from maas.bootstrap.keys import ensure_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
+from maas.catalog.catalog import load_catalog
 from maas.core.errors import AlreadyRunning
 from maas.core.host import check_disk, check_port
 from maas.core.settings import Settings
 from maas.engines.orphans import kill_orphans
+from maas.engines.prepare import verify_model
 from maas.serving.head import address_file, ensure_token, ray_environment
 from maas.serving.supervisor import ProcessSpec, Supervisor
 from maas.store.records import Deployment, DeploymentStatus
@@ -82,7 +84,22 @@ def _prepare(settings: Settings) -> Store:
         create_deployment(
             settings, store, model_id=settings.model, engine=settings.engine, options={}
         )
+    _check_weights(settings, store)
     return store
+
+
+def _check_weights(settings: Settings, store: Store) -> None:
+    """Find damaged weights now, in one line, and not in an engine's log later.
+
+    Raises:
+        WeightsCorrupt: Prepared weights differ from what was recorded of them.
+    """
+    catalog = load_catalog(settings.models_dir)
+    for deployment in store.deployments.list():
+        card = catalog.get(deployment.model_id)
+        is_local = deployment.engine != "external" and card is not None
+        if is_local and (settings.weights_dir / card.id).exists():
+            verify_model(card, weights_dir=settings.weights_dir)
 
 
 def _specs(settings: Settings) -> list[ProcessSpec]:

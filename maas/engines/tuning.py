@@ -2,7 +2,9 @@
 
 What an operator says wins; the rules for what is left open, in the order they are applied:
 
-- **dtype** on processors: ``bfloat16`` where they multiply it (AVX-512 BF16, AMX), otherwise
+- **dtype** on processors: ``float32`` for models under half a billion parameters, whose greedy
+  answers bfloat16 changes (docs/benchmarks.md: three in four of SmolLM2-135M's); for larger
+  ones ``bfloat16`` where they multiply it (AVX-512 BF16, AMX), otherwise
   ``float32``: without the instructions every product is widened first, which costs more than
   reading twice the bytes. On a GPU ``auto``.
 - **max_num_seqs**: 16 for each processor, from 8 to 256 (a wider batch only waits); on a GPU 256.
@@ -32,6 +34,7 @@ from maas.engines.contract import EngineSpec
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 # One Zen 4 core; a GEMM of two of them reached 375 (bfloat16) and 96 (float32).
 _GFLOPS_PER_CORE = {"bfloat16": 180.0, "float32": 45.0}
+_ROUNDING_MATTERS_BELOW = 500_000_000
 _STEP_S = 4.0
 _TYPICAL_LEN = 2048
 _KV_SHARE = 4
@@ -83,10 +86,12 @@ class Tuning:
     max_num_seqs: int
 
 
-def choose_dtype(machine: Machine) -> str:
-    """Return the dtype this machine computes fastest."""
+def choose_dtype(card: ModelCard, machine: Machine) -> str:
+    """Return the dtype this machine computes fastest without changing what a model says."""
     if machine.gpus:
         return "auto"
+    if card.parameters < _ROUNDING_MATTERS_BELOW:
+        return "float32"
     return "bfloat16" if machine.cpu_flags & _BF16_FLAGS else "float32"
 
 
@@ -118,7 +123,7 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         options: What the operator said; none of a field leaves it to the rules.
     """
     is_gpu = bool(machine.gpus)
-    dtype = options.dtype or choose_dtype(machine)
+    dtype = options.dtype or choose_dtype(card, machine)
     max_num_seqs = options.max_num_seqs or (
         256 if is_gpu else min(max(16 * machine.num_cores, 8), 256)
     )
