@@ -134,15 +134,44 @@ async def tokens_per_s(engine: RunningEngine, *, batch: int, num_tokens: int = 6
     return sum(answer["usage"]["completion_tokens"] for answer in answers) / seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One greedy answer as token ids, with the prompt it answers."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
 async def greedy_answers(
     engine: RunningEngine, prompts: Sequence[str], *, num_tokens: int = 48
-) -> list[list[str]]:
-    """Return the greedy answer to each prompt as a list of tokens, one prompt at a time."""
-    answers: list[list[str]] = []
+) -> list[Answer]:
+    """Return the greedy answer to each prompt, computed one prompt at a time."""
+    answers: list[Answer] = []
     for prompt in prompts:
-        answer = await _complete(engine, prompt, num_tokens, logprobs=True)
-        answers.append([item["token"] for item in answer["choices"][0]["logprobs"]["content"]])
+        reply = await _complete(engine, prompt, num_tokens, return_token_ids=True)
+        answers.append(Answer(reply["prompt_token_ids"], reply["choices"][0]["token_ids"]))
     return answers
+
+
+async def likelihood(engine: RunningEngine, answers: Sequence[Answer]) -> tuple[float, float]:
+    """Score given answers, token after token, each after its true predecessors.
+
+    Returns:
+        The share of tokens that are this engine's own first choice, and their mean negative
+        log-likelihood in nats.
+    """
+    is_first: list[bool] = []
+    nats: list[float] = []
+    for answer in answers:
+        ids = answer.prompt_ids + answer.answer_ids
+        body = {"model": engine.model, "prompt": ids, "max_tokens": 1, "prompt_logprobs": 0}
+        async with engine.client.post(f"{engine.url}/v1/completions", json=body) as response:
+            response.raise_for_status()
+            scored = (await response.json())["choices"][0]["prompt_logprobs"]
+        for token_id, entry in list(zip(ids, scored, strict=True))[len(answer.prompt_ids) :]:
+            is_first.append(entry[str(token_id)]["rank"] == 1)
+            nats.append(-entry[str(token_id)]["logprob"])
+    return sum(is_first) / len(is_first), sum(nats) / len(nats)
 
 
 def _chat(engine: RunningEngine, prompt: str, *, max_tokens: int) -> dict[str, object]:

@@ -5,12 +5,10 @@ from typing import Any
 
 from maas.bootstrap.store import Store
 from maas.catalog.catalog import load_catalog
-from maas.catalog.machine import probe_machine
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings
 from maas.engines.registry import get_engine
 from maas.serving.options import parse_options
-from maas.serving.plan import make_plan
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 from maas.store.state import ensure_project
@@ -49,7 +47,7 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
     get_engine(engine)
     sealed = {} if secret is None else {"secret": SecretBox(settings.home).seal(secret)}
     checked = parse_options({**options, **sealed})
-    deployment = store.deployments.create(
+    return store.deployments.create(
         project_id=ensure_project(store.database, store.clock),
         model_id=model_id,
         engine=engine,
@@ -57,7 +55,6 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
         min_replicas=replicas[0],
         max_replicas=replicas[1],
     )
-    return deployment
 
 
 def _check_external(options: Mapping[str, Any]) -> None:

@@ -4,7 +4,10 @@ import sys
 
 import typer
 
+from maas.cli import deploy, key
 from maas.cli.output import fail
+from maas.cli.status import status
+from maas.cli.up import up
 from maas.core.errors import MaasError
 
 app = typer.Typer(
@@ -19,6 +22,12 @@ app = typer.Typer(
 @app.callback()
 def root() -> None:
     """Run open-weight models as a service, on your own hardware."""
+
+
+app.command()(up)
+app.command()(status)
+app.add_typer(deploy.app, name="deploy")
+app.add_typer(key.app, name="key")
 
 
 def main() -> None:

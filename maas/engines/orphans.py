@@ -30,8 +30,17 @@ def _tagged(home: Path, replica_id: str) -> Iterator[psutil.Process]:
 
 
 def find_orphans(home: Path, replica_id: str = "") -> list[psutil.Process]:
-    """Return the engine processes of this ``MAAS_HOME``, or of one replica of it."""
-    return list(_tagged(home, replica_id))
+    """Return the engine processes of this ``MAAS_HOME``, or of one replica of it.
+
+    What a tagged process started belongs to it, whatever that has done to its environment.
+    """
+    found = {process.pid: process for process in _tagged(home, replica_id)}
+    for process in list(found.values()):
+        try:
+            found |= {child.pid: child for child in process.children(recursive=True)}
+        except psutil.NoSuchProcess:
+            continue
+    return list(found.values())
 
 
 def kill_orphans(home: Path, replica_id: str = "") -> list[int]:

@@ -19,11 +19,13 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 MAX_LOG_BYTES = 32 * 2**20
 _READY_INTERVAL_S = 0.1
 _TAIL_BYTES = 64 * 1024
+_MAX_LINE = 300
 # Ours (they may hold secrets) and Ray's (it sets thread counts for its own workers) stay here.
 _NOT_INHERITED = re.compile(r"(MAAS_|RAY_|SERVE_).*|OMP_NUM_THREADS|MKL_NUM_THREADS")
-_ERROR_LINE = re.compile(r"\b\w*(Error|Exception|error):? |cannot start|Killed|out of memory")
-# What vLLM's front end says about an error that its engine process has already explained.
-_ECHO = re.compile(r"Engine core initialization failed|raise |Traceback")
+_ERROR_LINE = re.compile(r"\b\w*(Error|Exception): |Value error, |cannot start|out of memory")
+# Not a cause: what is only logged, and what vLLM's front end says about an error that its engine
+# process has already explained.
+_ECHO = re.compile(r" (INFO|WARNING) |Engine core initialization failed|raise |Traceback")
 
 
 def last_words(log_path: Path, *, num_lines: int = 4) -> str:
@@ -34,7 +36,7 @@ def last_words(log_path: Path, *, num_lines: int = 4) -> str:
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip()[:_MAX_LINE] for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if _ERROR_LINE.search(line) and not _ECHO.search(line)]
     return "\n".join(list(dict.fromkeys(causes or lines))[-num_lines:])
 
@@ -90,6 +92,8 @@ class EngineProcess:
         command = self._adapter.command(self._spec)
         environ = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.fullmatch(k)}
         environ |= self._adapter.environment(self._spec)
+        # A process that renames itself (vLLM's core) would write the name over the tag.
+        environ["SPT_NOENV"] = "1"
         environ[TAG_VARIABLE] = tag_of(self._home, self._replica_id)
         cpus = ",".join(map(str, self._spec.cpu_ids)) or "all"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)

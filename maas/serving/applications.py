@@ -61,7 +61,6 @@ class ServeCluster:
         """Make Serve run this plan; applying it twice changes nothing."""
         log.info("applying %s (%s replicas)", plan.deployment_id, plan.num_replicas_text)
         deployment = serve.deployment(
-            EngineReplica,
             name="engine",
             ray_actor_options={
                 "num_cpus": 0,
@@ -75,7 +74,7 @@ class ServeCluster:
             graceful_shutdown_timeout_s=self._settings.serving.drain_timeout_s + 15.0,
             graceful_shutdown_wait_loop_s=0.1,
             **self._scaling(plan),
-        )
+        )(EngineReplica)
         # Without a version Serve takes every apply for new code and restarts all replicas. Its
         # public option was removed in 2.5x; what it set is still there (docs/adr/0003).
         deployment = deployment.options(_internal=True, version=plan.digest)

@@ -7,7 +7,7 @@ engine says: requests running and waiting (``EngineReplica.record_autoscaling_st
 import math
 from typing import Any
 
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 ONGOING_METRIC = "ongoing_requests"
 
@@ -35,10 +35,11 @@ def num_replicas_for(
 
 def scale_on_engine_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Serve's autoscaling policy: requests running and waiting against the target."""
+    config: AutoscalingConfig = context.config
     reported = (context.aggregated_metrics or {}).get(ONGOING_METRIC, {})
     wanted = num_replicas_for(
         ongoing=sum(reported.values()),
-        target=context.config.target_ongoing_requests,
+        target=config.get_target_ongoing_requests(),
         current=context.current_num_replicas,
         min_replicas=context.capacity_adjusted_min_replicas,
         max_replicas=context.capacity_adjusted_max_replicas,

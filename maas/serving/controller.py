@@ -6,7 +6,7 @@ store, what runs is asked of the cluster, and applying the same plan twice chang
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial

@@ -4,34 +4,14 @@ import asyncio
 
 import aiohttp
 
-from maas.core.errors import EngineError
-from maas.engines.http import get_json
+from maas.core.errors import MaasError
+from maas.engines.external import resolve_model
 from maas.store.records import Deployment, Replica, ReplicaState
 from maas.store.replicas import ReplicaRepository
 from maas.store.secrets import SecretBox
 
 
-async def _served_model(client: aiohttp.ClientSession, url: str, deployment: Deployment) -> str:
-    """Return the name the engine knows the model by.
-
-    Raises:
-        EngineUnreachable: It does not answer.
-        EngineError: It serves several models and none has this name.
-    """
-    wanted = deployment.options.get("engine_model") or deployment.model_id
-    page = await get_json(client, f"{url}/v1/models")
-    served = [str(entry["id"]) for entry in page.get("data", [])]
-    if wanted in served:
-        return wanted
-    if len(served) == 1 and "engine_model" not in deployment.options:
-        return served[0]
-    raise EngineError(
-        f"{url} does not serve {wanted!r}; it serves: {', '.join(served) or 'nothing'}; "
-        "name one with -o engine_model=NAME"
-    )
-
-
-async def publish_external(  # noqa: PLR0913 - the lease's parts come from as many places
+async def publish_external(
     deployment: Deployment,
     *,
     replicas: ReplicaRepository,
@@ -53,8 +33,13 @@ async def publish_external(  # noqa: PLR0913 - the lease's parts come from as ma
         async with aiohttp.ClientSession(
             headers=headers, connector=client.connector, connector_owner=False
         ) as authorized:
-            engine_model = await _served_model(authorized, url, deployment)
-    except EngineError:
+            engine_model = await resolve_model(
+                authorized,
+                url,
+                wanted=deployment.model_id,
+                engine_model=deployment.options.get("engine_model"),
+            )
+    except MaasError:
         await asyncio.to_thread(replicas.withdraw, replica_id)
         raise
     lease = Replica(

@@ -21,6 +21,8 @@ class DeploymentOptions(BaseModel):
     """Sealed secret of an external engine (maas.store.secrets)."""
     engine_model: str | None = None
     """The name an external engine knows the model by."""
+    capabilities: dict[str, bool] | None = None
+    """What an external engine can do, over the default (maas.engines.contract)."""
     dtype: str | None = None
     """Torch dtype name; none takes the best this machine has."""
     quantization: str | None = None

@@ -4,15 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
+from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
+from maas.engines.tuning import tune
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -72,24 +73,6 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
-def _spec(card: ModelCard, machine: Machine, options: DeploymentOptions) -> EngineSpec:
-    return EngineSpec(
-        served_model_name=card.id,
-        model_dir=Path(),
-        port=0,
-        task=card.task,
-        device="cuda" if machine.gpus else "cpu",
-        cpu_ids=tuple(range(machine.num_cores)),
-        dtype=options.dtype or card.dtype,
-        max_model_len=min(options.max_model_len or card.context, card.context),
-        max_num_seqs=options.max_num_seqs or 32,
-        kv_cache_bytes=options.kv_cache_bytes or 2**30,
-        max_loras=options.max_loras,
-        max_lora_rank=options.max_lora_rank,
-        extra_engine_args=(*card.engine_args, *options.extra_engine_args),
-    )
-
-
 def make_plan(
     deployment: Deployment, card: ModelCard, machine: Machine, *, check_fit: bool = True
 ) -> DeploymentPlan:
@@ -112,14 +95,15 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
-    spec = _spec(card, machine, options)
+    tuning = tune(card, machine, options)
     fit = estimate_fit(
         card,
         machine,
-        dtype=spec.dtype,
+        dtype=tuning.dtype,
         quantization=options.quantization,
-        max_model_len=spec.max_model_len,
-        max_num_seqs=spec.max_num_seqs,
+        max_model_len=tuning.max_model_len,
+        max_num_seqs=tuning.max_num_seqs,
+        kv_cache_bytes=tuning.spec.kv_cache_bytes,
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
     )
@@ -130,7 +114,7 @@ def make_plan(
         model_id=deployment.model_id,
         engine=deployment.engine,
         card=card,
-        spec=spec,
+        spec=tuning.spec,
         num_gpus=options.tensor_parallel_size if machine.gpus else 0,
         memory_bytes=0 if machine.gpus else fit.total_bytes,
         min_replicas=deployment.min_replicas,
@@ -154,4 +138,5 @@ def prepare_weights(
         progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,
+        access=source_access(settings),
     )

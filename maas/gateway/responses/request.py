@@ -6,7 +6,14 @@ from typing import TypeVar
 
 import msgspec
 
-from maas.core.errors import CapabilityMissing, InvalidRequest, MalformedBody, UnknownField
+from maas.core.errors import (
+    CapabilityMissing,
+    ForbiddenField,
+    InvalidRequest,
+    MalformedBody,
+    UnknownField,
+)
+from maas.protocol.fields import FORBIDDEN_FIELDS
 from maas.protocol.responses import (
     AllowedToolChoice,
     FunctionCallItem,
@@ -78,6 +85,7 @@ def parse_request(raw: bytes) -> ParsedRequest:
     Raises:
         MalformedBody: it is not JSON, or nested too deep.
         UnknownField: it has a field the API does not have.
+        ForbiddenField: it has a field that only the platform may set.
         CapabilityMissing: it asks for something this platform does not do.
         InvalidRequest: a value is of the wrong type or out of range.
     """
@@ -120,6 +128,10 @@ def _refusal(text: str, *, at: str) -> InvalidRequest:
     param = _join(where, name)
     if not where and name in NOT_OFFERED:
         return CapabilityMissing(f"{name} is not offered here; leave it out", param=name)
+    if name in FORBIDDEN_FIELDS:
+        return ForbiddenField(
+            f"{param} reaches past this API into the engine and is refused", param=param
+        )
     return UnknownField(f"{param} is not a field of the Responses API", param=param)
 
 

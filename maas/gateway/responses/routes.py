@@ -4,33 +4,47 @@ The chat app does all that is not translation: keys, limits, choosing a replica,
 request ids, metering, and aborting the engine when the client goes away. It reads its
 body through ``_Exchange.receive``, which reads the client's and translates it (so after
 the chat app has checked the key), and answers through ``_Exchange.send``, which
-translates back. An answer that is not a success is passed on as it is.
+translates back. An error is passed on with its fields named as this API names them.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas.core.errors import EngineError, MaasError, PayloadTooLarge
 from maas.gateway.responses.request import ParsedRequest, parse_request
 from maas.gateway.responses.stream import Origin, ResponseStream, whole_response
 from maas.gateway.responses.to_chat import chat_body
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 RenderError = Callable[[MaasError], tuple[int, bytes]]
 """Gives the HTTP status and the JSON body of an error."""
 
 CHAT_PATH = "/v1/chat/completions"
+HTTP_OK = 200
 _OF_THE_BODY = frozenset({b"content-length", b"content-type", b"transfer-encoding", b"trailer"})
 _EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
 )
+_OUR_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetail
 
 
 class ResponsesApp:
@@ -44,7 +58,7 @@ class ResponsesApp:
     """
 
     def __init__(
-        self, chat: AsgiApp, *, render_error: RenderError, origin: Origin, max_body_bytes: int
+        self, chat: ASGIApp, *, render_error: RenderError, origin: Origin, max_body_bytes: int
     ) -> None:
         self._chat = chat
         self._render_error = render_error
@@ -61,7 +75,10 @@ class ResponsesApp:
             await exchange.finish()
         if exchange.refusal is not None:
             status, body = self._render_error(exchange.refusal)
-            await _send_json(send, status, body, headers=exchange.headers)
+            headers = exchange.headers
+            if exchange.refusal.context.get("close"):
+                headers = [*headers, (b"connection", b"close")]
+            await _send_json(send, status, body, headers=headers)
 
 
 class _Exchange:
@@ -75,12 +92,11 @@ class _Exchange:
         self._origin = origin
         self._max_body_bytes = max_body_bytes
         self._request: ParsedRequest | None = None
-        self._is_passed_on = False
         self._is_ended = False
         self._stream: ResponseStream | None = None
         self._whole: bytearray | None = None
         self._status = 200
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Headers = []
         self.refusal: MaasError | None = None
 
     async def receive(self) -> Message:
@@ -102,14 +118,10 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         """Take what the chat app answers and send the client what it means."""
-        if self.refusal is not None or self._is_ended:
-            return
         if message["type"] == "http.response.start":
             await self._start(message)
-        elif message["type"] == "http.response.body":
+        elif message["type"] == "http.response.body" and not self._is_ended:
             await self._body(message.get("body", b""), is_last=not message.get("more_body"))
-        else:
-            await self._send(message)
 
     async def finish(self) -> None:
         """End an answer that the chat app began and did not end."""
@@ -126,21 +138,23 @@ class _Exchange:
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
                 raise PayloadTooLarge(
-                    f"the body is over {self._max_body_bytes} bytes; send a shorter input"
+                    f"the body is over {self._max_body_bytes} bytes; send a shorter input",
+                    close=True,  # the rest of it is still on its way
                 )
             if not message.get("more_body"):
                 return bytes(body)
 
     async def _start(self, message: Message) -> None:
-        self._status = message["status"]
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
-        request = self._request
-        if request is None or not 200 <= self._status < 300:
-            self._is_passed_on = True
-            await self._send(message)
-            return
         self.headers = [pair for pair in headers if pair[0] not in _OF_THE_BODY]
-        if not request.body.stream:
+        self._status = message["status"]
+        if self.refusal is not None:
+            # The chat app answers a client that it takes to have left; ours comes instead,
+            # under the same request id.
+            self._is_ended = True
+            return
+        request = self._request
+        if request is None or not request.body.stream or self._status != HTTP_OK:
             self._whole = bytearray()
             return
         named = {name for name, _ in self.headers}
@@ -150,9 +164,7 @@ class _Exchange:
         await self._send_body(self._stream.begin(), more=True)
 
     async def _body(self, chunk: bytes, *, is_last: bool) -> None:
-        if self._is_passed_on:
-            await self._send_body(chunk, more=not is_last)
-        elif self._stream is not None:
+        if self._stream is not None:
             events = self._stream.feed(chunk) + (self._stream.end() if is_last else b"")
             if events or is_last:
                 await self._send_body(events, more=not is_last)
@@ -162,36 +174,51 @@ class _Exchange:
                 await self._send_whole(bytes(self._whole))
         self._is_ended = self._is_ended or is_last
 
-    async def _send_whole(self, completion: bytes) -> None:
-        if self._request is None:
-            return
-        self._whole = None
-        try:
-            answer = whole_response(completion, self._request, self._origin)
-        except EngineError as error:
-            self.refusal = error
-            return
-        await _send_json(
-            self._send, self._status, msgspec.json.encode(answer), headers=self.headers
-        )
+    async def _send_whole(self, body: bytes) -> None:
+        if self._request is None or self._status != HTTP_OK:
+            body = rename_params(body)
+        else:
+            try:
+                body = msgspec.json.encode(whole_response(body, self._request, self._origin))
+            except EngineError as error:
+                self.refusal = error
+                return
+        await _send_json(self._send, self._status, body, headers=self.headers)
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
+def rename_params(body: bytes) -> bytes:
+    """Return an error body of the chat route in the words of this one.
+
+    The caller sent ``input`` and ``max_output_tokens``, never ``messages`` or ``max_tokens``.
+    """
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except msgspec.DecodeError:
+        return body
+    for chat_name, our_name in _OUR_NAMES.items():
+        if error.param is not None and error.param.startswith(chat_name):
+            error.param = our_name
+            error.message = error.message.replace(chat_name, our_name)
+    return msgspec.json.encode(_ErrorBody(error=error))
+
+
 def _chat_scope(scope: Scope) -> Scope:
-    """The request as the chat app sees it: its own path, and a body of its own length."""
+    """The request as the chat app sees it: at its own path.
+
+    The client's ``content-length`` stays, so that too much is refused before it is read.
+    """
     headers = [
         (name, value)
         for name, value in scope["headers"]
-        if name not in (b"content-length", b"transfer-encoding", b"accept-encoding")
+        if name != b"accept-encoding"  # what is read here must come as it is
     ]
     return {**scope, "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "headers": headers}
 
 
-async def _send_json(
-    send: Send, status: int, body: bytes, *, headers: list[tuple[bytes, bytes]]
-) -> None:
+async def _send_json(send: Send, status: int, body: bytes, *, headers: Headers) -> None:
     described = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

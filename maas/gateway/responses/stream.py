@@ -1,11 +1,13 @@
 """From the bytes of a chat completion to the bytes of a response, streamed or whole."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from maas.core.errors import EngineError
+from maas.core.ids import new_id
 from maas.gateway.responses.chat_chunks import (
     DONE,
     ChatFault,
@@ -25,6 +27,13 @@ class Origin:
 
     new_id: NewId
     now: Callable[[], int]
+
+
+def live_origin() -> Origin:
+    """Return ids written as OpenAI does (``resp_...``, ``msg_...``) and the real clock."""
+    return Origin(
+        new_id=lambda prefix: new_id(prefix).replace("-", "_", 1), now=lambda: int(time.time())
+    )
 
 
 def first_response(request: ParsedRequest, origin: Origin) -> Response:

@@ -7,6 +7,7 @@ import pytest
 
 from maas.core.errors import (
     CapabilityMissing,
+    ForbiddenField,
     InvalidRequest,
     MaasError,
     MalformedBody,
@@ -124,14 +125,25 @@ def test_a_wrong_value_is_refused_where_it_stands(fields: dict[str, Any], param:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"seed": 1}, "seed"),
-        ({"Model": "other"}, "Model"),
         ({"chat_template": "{{x}}"}, "chat_template"),
         ({"extra_body": {"cache_salt": "x"}}, "extra_body"),
-        ({"text": {"format": {"type": "text", "regex": "x"}}}, "text.format.regex"),
         ({"input": [{"role": "user", "content": "x", "cache_salt": "y"}]}, "input[0].cache_salt"),
-        ({"tools": [{"type": "function", "name": "f", "zip": 1}]}, "tools[0].zip"),
         ({"reasoning": {"chat_template_kwargs": {}}}, "reasoning.chat_template_kwargs"),
+    ],
+)
+def test_an_engine_field_is_forbidden_wherever_it_hides(fields: dict[str, Any], param: str) -> None:
+    error = refusal(body(**fields))
+    assert isinstance(error, ForbiddenField)
+    assert error.context["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"Model": "other"}, "Model"),
+        ({"text": {"format": {"type": "text", "regex": "x"}}}, "text.format.regex"),
+        ({"tools": [{"type": "function", "name": "f", "zip": 1}]}, "tools[0].zip"),
     ],
 )
 def test_an_unknown_field_is_refused_wherever_it_hides(fields: dict[str, Any], param: str) -> None:
@@ -165,5 +177,5 @@ def test_broken_json_has_its_own_code() -> None:
 
 def test_an_escaped_key_is_the_key_it_spells() -> None:
     error = refusal(b'{"model":"m","input":"x","cache_\\u0073alt":"y"}')
-    assert isinstance(error, UnknownField)
+    assert isinstance(error, ForbiddenField)
     assert error.context["param"] == "cache_salt"

@@ -1,20 +1,15 @@
 """The unmodified OpenAI SDK against the endpoint: create, stream, parse, tools."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.fakes.scripted_chat import ScriptedChat
+
 Chunk = dict[str, Any]
-
-
-class Chat(Protocol):
-    answer: Any
-    waits: bool
-    left: Any
-    bodies: list[dict[str, Any]]
 
 
 class City(BaseModel):
@@ -48,7 +43,7 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_create(client: openai.OpenAI, chat: Chat) -> None:
+def test_create(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = completion(content="Paris.")
     response = client.responses.create(model="m", input="Capital of France?")
     assert response.output_text == "Paris."
@@ -58,7 +53,7 @@ def test_create(client: openai.OpenAI, chat: Chat) -> None:
     assert response._request_id == "req-1"
 
 
-def test_create_cut_short(client: openai.OpenAI, chat: Chat) -> None:
+def test_create_cut_short(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = completion("length", content="Par")
     response = client.responses.create(model="m", input="x", max_output_tokens=1)
     assert response.status == "incomplete"
@@ -67,7 +62,7 @@ def test_create_cut_short(client: openai.OpenAI, chat: Chat) -> None:
     assert chat.bodies[0]["max_tokens"] == 1
 
 
-def test_stream_of_events(client: openai.OpenAI, chat: Chat) -> None:
+def test_stream_of_events(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = [piece(content="Pa"), piece("stop", content="ris."), USAGE]
     events = list(client.responses.create(model="m", input="x", stream=True))
     assert [event.type for event in events] == [
@@ -86,7 +81,7 @@ def test_stream_of_events(client: openai.OpenAI, chat: Chat) -> None:
     assert events[-1].response.output_text == "Paris."
 
 
-def test_stream_helper_gives_the_final_response(client: openai.OpenAI, chat: Chat) -> None:
+def test_stream_helper_gives_the_final_response(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = [piece(reasoning="Hm."), piece(content="Pa"), piece("stop", content="ris.")]
     with client.responses.stream(model="m", input="x") as stream:
         deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
@@ -96,7 +91,7 @@ def test_stream_helper_gives_the_final_response(client: openai.OpenAI, chat: Cha
     assert [item.type for item in final.output] == ["reasoning", "message"]
 
 
-def test_parse_into_a_model(client: openai.OpenAI, chat: Chat) -> None:
+def test_parse_into_a_model(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = completion(content='{"name":"Paris","country":"France"}')
     response = client.responses.parse(model="m", input="x", text_format=City)
     assert response.output_parsed == City(name="Paris", country="France")
@@ -105,14 +100,14 @@ def test_parse_into_a_model(client: openai.OpenAI, chat: Chat) -> None:
     assert schema["schema"]["required"] == ["name", "country"]
 
 
-def test_parse_in_a_stream(client: openai.OpenAI, chat: Chat) -> None:
+def test_parse_in_a_stream(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = [piece(content='{"name":"Paris",'), piece("stop", content='"country":"F"}')]
     with client.responses.stream(model="m", input="x", text_format=City) as stream:
         assert stream.get_final_response().output_parsed == City(name="Paris", country="F")
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_tools_there_and_back(client: openai.OpenAI, chat: Chat, is_streamed: bool) -> None:
+def test_tools_there_and_back(client: openai.OpenAI, chat: ScriptedChat, is_streamed: bool) -> None:
     call = {"index": 0, "id": "call_1", "function": {"name": "weather", "arguments": "{}"}}
     thought = {"reasoning": "Look it up.", "tool_calls": [call]}
     chat.answer = [piece("tool_calls", **thought)] if is_streamed else completion(**thought)
@@ -138,7 +133,7 @@ def test_tools_there_and_back(client: openai.OpenAI, chat: Chat, is_streamed: bo
     ]
 
 
-def test_parsed_output_can_be_handed_back(client: openai.OpenAI, chat: Chat) -> None:
+def test_parsed_output_can_be_handed_back(client: openai.OpenAI, chat: ScriptedChat) -> None:
     chat.answer = completion(content='{"name":"Paris","country":"France"}')
     first = client.responses.parse(model="m", input="x", text_format=City)
     history: list[Any] = [*first.output, {"role": "user", "content": "And?"}]
@@ -146,7 +141,7 @@ def test_parsed_output_can_be_handed_back(client: openai.OpenAI, chat: Chat) -> 
     assert chat.bodies[1]["messages"][0]["content"] == '{"name":"Paris","country":"France"}'
 
 
-def test_logprobs(client: openai.OpenAI, chat: Chat) -> None:
+def test_logprobs(client: openai.OpenAI, chat: ScriptedChat) -> None:
     position = {"token": "é", "logprob": -0.5, "bytes": None, "top_logprobs": []}
     chat.answer = completion(content="é")
     chat.answer["choices"][0]["logprobs"] = {"content": [position]}
@@ -162,14 +157,16 @@ def test_logprobs(client: openai.OpenAI, chat: Chat) -> None:
     assert (chat.bodies[0]["logprobs"], chat.bodies[0]["top_logprobs"]) == (True, 2)
 
 
-def test_refused_field_is_a_bad_request(client: openai.OpenAI, chat: Chat) -> None:
+def test_refused_field_is_a_bad_request(client: openai.OpenAI, chat: ScriptedChat) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="m", input="x", previous_response_id="resp_1")
     assert caught.value.param == "previous_response_id"
     assert chat.bodies == []
 
 
-def test_engine_that_dies_is_told_apart_from_an_answer(client: openai.OpenAI, chat: Chat) -> None:
+def test_engine_that_dies_is_told_apart_from_an_answer(
+    client: openai.OpenAI, chat: ScriptedChat
+) -> None:
     chat.answer = [piece(content="Half"), {"error": {"message": "gone", "code": "engine_error"}}]
     events = list(client.responses.create(model="m", input="x", stream=True))
     assert [event.type for event in events][-2:] == ["error", "response.failed"]
@@ -178,7 +175,9 @@ def test_engine_that_dies_is_told_apart_from_an_answer(client: openai.OpenAI, ch
     assert events[-1].response.error.message == "gone"
 
 
-def test_client_that_leaves_is_seen_by_the_chat_app(client: openai.OpenAI, chat: Chat) -> None:
+def test_client_that_leaves_is_seen_by_the_chat_app(
+    client: openai.OpenAI, chat: ScriptedChat
+) -> None:
     chat.answer, chat.waits = [piece(content="a")], True
     with client.responses.create(model="m", input="x", stream=True) as stream:
         next(iter(stream))

@@ -14,8 +14,9 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from maas.core.errors import EngineError
+from maas.gateway.responses.chat_chunks import EventReader
 from maas.gateway.responses.request import ParsedRequest, parse_request
-from maas.gateway.responses.stream import Origin, ResponseStream, whole_response
+from maas.gateway.responses.stream import Origin, ResponseStream, live_origin, whole_response
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REQUEST: ParsedRequest = parse_request(b'{"model":"m","input":"hi","stream":true}')
@@ -75,6 +76,13 @@ def test_chunk_borders_change_nothing(pieces: list[Event], cuts: list[int], eol:
     borders = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
     chunks = [raw[a:b] for a, b in itertools.pairwise(borders)]
     assert events_of(*chunks) == events_of(raw)
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_an_event_of_several_lines_is_one_wherever_it_is_cut(cut: int) -> None:
+    raw = b": hi\r\ndata: a\r\ndata: b\r\n\r\nevent: x\r\n"
+    reader = EventReader()
+    assert [*reader.feed(raw[:cut]), *reader.feed(raw[cut:])] == [b"a\nb"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -206,3 +214,9 @@ def test_whole_and_streamed_answers_agree(
 def test_an_answer_that_is_no_completion_is_an_engine_error(raw: bytes) -> None:
     with pytest.raises(EngineError):
         whole_response(raw, REQUEST, origin())
+
+
+def test_ids_are_written_as_openai_writes_them() -> None:
+    made = live_origin().new_id("resp")
+    assert made.startswith("resp_")
+    assert made.removeprefix("resp_").isalnum()

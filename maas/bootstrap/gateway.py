@@ -1,0 +1,129 @@
+"""The gateway's process: ``python -m maas.bootstrap.gateway SETTINGS_FILE``."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from maas.bootstrap.child import begin
+from maas.bootstrap.store import Store, open_store
+from maas.catalog.card import Modality
+from maas.catalog.catalog import load_catalog
+from maas.core.settings import Settings
+from maas.engines.contract import EngineCapabilities
+from maas.engines.external import declared
+from maas.engines.registry import get_engine
+from maas.gateway.app import Gateway, create_gateway
+from maas.gateway.facts import ModelFacts
+from maas.gateway.head_limit import HeadLimitedProtocol
+from maas.store.records import Deployment
+from maas.store.secrets import SecretBox
+
+METRICS_HOST = "127.0.0.1"
+SHUTDOWN_GRACE_S = 3
+_MEDIA = frozenset({Modality.IMAGE, Modality.AUDIO, Modality.VIDEO, Modality.MULTIMODAL})
+
+
+def describe_with(settings: Settings) -> Callable[[str], ModelFacts]:
+    """Return what tells the gateway the facts of a model id."""
+    catalog = load_catalog(settings.models_dir)
+
+    def describe(model_id: str) -> ModelFacts:
+        card = catalog.get(model_id)
+        if card is None:
+            return ModelFacts(id=model_id, owned_by="external")
+        return ModelFacts(
+            id=card.id,
+            owned_by=card.origin,
+            context=card.context,
+            task=card.task,
+            is_multimodal=not _MEDIA.isdisjoint(card.modality),
+            tokenizer_path=settings.weights_dir / card.id / "tokenizer.json",
+        )
+
+    return describe
+
+
+def connect_with(
+    settings: Settings,
+) -> Callable[[Deployment], tuple[EngineCapabilities, str | None]]:
+    """Return what tells the gateway how to talk to a deployment's engine."""
+    secrets = SecretBox(settings.home)
+
+    def connect(deployment: Deployment) -> tuple[EngineCapabilities, str | None]:
+        options = deployment.options
+        sealed = options.get("secret")
+        authorization = f"Bearer {secrets.open(str(sealed))}" if sealed else None
+        if deployment.engine == "external":
+            return declared(options.get("capabilities") or {}), authorization
+        return get_engine(deployment.engine).capabilities, authorization
+
+    return connect
+
+
+def make_gateway(settings: Settings, store: Store) -> Gateway:
+    """Put the gateway of this machine together."""
+    return create_gateway(
+        settings.gateway,
+        store.state,
+        store.leases,
+        describe=describe_with(settings),
+        connect=connect_with(settings),
+        access_log=settings.logs_dir / "access.log",
+    )
+
+
+def _server(app: ASGIApp) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=HeadLimitedProtocol,
+            lifespan="off",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            log_config=None,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.create_server((host, port), backlog=4096, reuse_port=False)
+    listener.setblocking(False)
+    return listener
+
+
+async def run(settings: Settings) -> None:
+    """Serve until asked to stop."""
+    gateway = make_gateway(settings, open_store(settings))
+    await gateway.start()
+    servers = [_server(gateway.asgi), _server(gateway.metrics_asgi)]
+    listeners = [
+        _listen(settings.host, settings.port),
+        _listen(METRICS_HOST, settings.metrics_port),
+    ]
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    serving = [
+        # _serve, not serve: that one takes over signals of the whole process.
+        asyncio.create_task(server._serve(sockets=[listener]))
+        for server, listener in zip(servers, listeners, strict=True)
+    ]
+    await asyncio.gather(*serving)
+    await gateway.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(run(begin()))

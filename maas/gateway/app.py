@@ -1,0 +1,222 @@
+"""The gateway put together: which path goes to the data plane, which to the control plane."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.asgi import make_asgi_app
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from maas.core.errors import InvalidRequest, MaasError, NotFound
+from maas.core.ids import new_id
+from maas.core.settings import GatewaySettings
+from maas.gateway.errors import error_body, error_headers, status_of
+from maas.gateway.health import routes as health
+from maas.gateway.models import routes as models
+from maas.gateway.relay.access import AccessLog
+from maas.gateway.relay.app import PARSERS, Relay
+from maas.gateway.relay.http import request_id_of
+from maas.gateway.relay.metering import GatewayCollector, Meter
+from maas.gateway.relay.routing import Router
+from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader
+from maas.gateway.relay.upstream import Upstream
+from maas.gateway.responses.routes import ResponsesApp
+from maas.gateway.responses.stream import live_origin
+from maas.protocol.chat import ChatCompletionRequest
+from maas.protocol.completions import CompletionRequest
+from maas.protocol.embeddings import EmbeddingRequest
+from maas.protocol.responses import ResponsesRequest
+from maas.store.leases import LeaseRepository
+from maas.store.state import StateReader
+
+RELAYED = {
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
+}
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A gateway ready to be served.
+
+    Attributes:
+        asgi: The API.
+        metrics_asgi: Prometheus metrics, for a port of their own.
+    """
+
+    asgi: ASGIApp
+    metrics_asgi: ASGIApp
+    snapshots: SnapshotReader
+    upstream: Upstream
+    access: AccessLog
+
+    async def start(self) -> None:
+        """Open the pool and read the first snapshot."""
+        await self.upstream.start()
+        await self.access.start()
+        await self.snapshots.start()
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        await self.snapshots.stop()
+        await self.upstream.stop()
+        await self.access.stop()
+
+
+class Dispatcher:
+    """Sends relayed routes straight to the relay and everything else to FastAPI."""
+
+    def __init__(self, relayed: dict[str, ASGIApp], control: ASGIApp) -> None:
+        self._relayed = relayed
+        self._control = control
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._relayed.get(scope["path"])
+            if app is not None:
+                await app(scope, receive, send)
+                return
+        await self._control(scope, receive, send)
+
+
+def _answer(error: MaasError, request: Request, status: int | None = None) -> Response:
+    headers = error_headers(error, request_id_of(request.scope))
+    return Response(
+        error_body(error),
+        status_code=status or status_of(error)[0],
+        headers={name.decode(): value.decode() for name, value in headers},
+    )
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, MaasError):
+        return _answer(error, request)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        refused = InvalidRequest(f"{request.method} is not allowed on {request.url.path}")
+        return _answer(refused, request, 405)
+    if isinstance(error, HTTPException):
+        return _answer(NotFound(f"no route {request.url.path}"), request, error.status_code)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return _answer(InvalidRequest(str(first["msg"]), param=str(first["loc"][-1])), request)
+    return _answer(MaasError("unexpected"), request)
+
+
+def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """Return ``app.openapi`` with the relayed routes in it."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        document = plain()
+        template = "#/components/schemas/{name}"
+        types = list(RELAYED.values())
+        schemas, components = msgspec.json.schema_components(types, ref_template=template)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        for (path, kind), schema in zip(RELAYED.items(), schemas, strict=True):
+            document["paths"][path] = {
+                "post": {
+                    "tags": ["inference"],
+                    "summary": (kind.__doc__ or "").splitlines()[0],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": schema}},
+                    },
+                    "responses": {"200": {"description": "As OpenAI defines it, JSON or SSE"}},
+                    "security": [{"bearer": []}],
+                }
+            }
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
+        return document
+
+    return openapi
+
+
+def _control_plane(relay: Relay, snapshots: SnapshotReader) -> FastAPI:
+    app = FastAPI(
+        title="maas", version="0.1.0", docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+    )
+    app.state.relay = relay
+    app.state.snapshots = snapshots
+    app.include_router(health.router)
+    app.include_router(models.router)
+    for kind in (MaasError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _on_error)
+    for path in RELAYED:
+        # A wrong method on a relayed route is a 405, not a 404.
+        app.add_api_route(path, _wrong_method, methods=["POST"], include_in_schema=False)
+    app.openapi = _document(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _wrong_method() -> None:
+    """Stand for a route that the relay answers; never reached."""
+
+
+def create_gateway(
+    settings: GatewaySettings,
+    state: StateReader,
+    leases: LeaseRepository,
+    *,
+    describe: Describe,
+    connect: Connect,
+    access_log: Path,
+) -> Gateway:
+    """Put a gateway together.
+
+    Args:
+        settings: Limits and timeouts.
+        state: Reads desired state.
+        leases: Where this gateway says what it has seen.
+        describe: Facts of a model id.
+        connect: Capabilities and authorization of a deployment's engine.
+        access_log: File of the access log.
+    """
+    meter, router = Meter(), Router()
+    upstream = Upstream(settings, router, meter)
+    access = AccessLog(access_log)
+    snapshots = SnapshotReader(
+        state,
+        leases,
+        describe=describe,
+        connect=connect,
+        interval_s=settings.snapshot_interval_s,
+        gateway_id=new_id("gw"),
+    )
+    relay = Relay(settings, snapshots, router=router, upstream=upstream, meter=meter, access=access)
+    responses = ResponsesApp(
+        relay,
+        render_error=lambda error: (status_of(error)[0], error_body(error)),
+        origin=live_origin(),
+        max_body_bytes=settings.max_body_bytes,
+    )
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(meter, router, lambda: snapshots.current))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    return Gateway(
+        asgi=Dispatcher(relayed, _control_plane(relay, snapshots)),
+        metrics_asgi=cast("ASGIApp", make_asgi_app(registry)),
+        snapshots=snapshots,
+        upstream=upstream,
+        access=access,
+    )

@@ -1,0 +1,265 @@
+"""The relay: a request's life from the client's bytes to the engine's and back.
+
+key -> project · parse once · name -> model · check length · choose replica · stream bytes ·
+count. See docs/architecture.md.
+"""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from maas.core.errors import EngineError, MaasError, PermissionDenied
+from maas.core.settings import GatewaySettings
+from maas.gateway.errors import error_body, send_error
+from maas.gateway.facts import ModelFacts
+from maas.gateway.relay.access import AccessLog, AccessRecord
+from maas.gateway.relay.http import (
+    ClientLeft,
+    bearer_of,
+    read_body,
+    request_id_of,
+    while_client_listens,
+)
+from maas.gateway.relay.length import check_length
+from maas.gateway.relay.metering import Latencies, Meter
+from maas.gateway.relay.requests import (
+    EngineRequest,
+    parse_chat,
+    parse_completion,
+    parse_embedding,
+)
+from maas.gateway.relay.routing import Router
+from maas.gateway.relay.snapshot import ModelEntry, SnapshotReader
+from maas.gateway.relay.upstream import Caller, EngineAnswer, Upstream
+from maas.protocol.sse import data_event
+from maas.store.keys import check_key
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
+_INFERENCE_SCOPES = frozenset({"inference", "admin"})
+
+Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
+PARSERS: Mapping[str, Parser] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completion,
+    "/v1/embeddings": parse_embedding,
+}
+
+
+@dataclass
+class Exchange:
+    """One request and its answer while they are open.
+
+    Attributes:
+        entry: The model asked.
+        request: What was checked.
+        answer: The engine's answer.
+        latencies: Where its times are counted.
+        first_byte: ``perf_counter`` of the engine's first byte.
+    """
+
+    entry: ModelEntry
+    request: EngineRequest
+    answer: EngineAnswer
+    latencies: Latencies
+    shown_name: str
+    first_byte: float
+
+    def events(self) -> AsyncIterator[bytes]:
+        """Yield a streamed answer's events.
+
+        Raises:
+            EngineError: The engine died or failed half way.
+        """
+        return self.answer.events(
+            shown_name=self.shown_name, latencies=self.latencies, last=self.first_byte
+        )
+
+    async def body(self) -> bytes:
+        """Return an answer that is not streamed, under the name that was asked for.
+
+        Raises:
+            EngineUnreachable: The engine died half way.
+        """
+        body = await self.answer.body()
+        engine_model = self.answer.target.replica.engine_model
+        if engine_model == self.shown_name:
+            return body
+        old, new = msgspec.json.encode(engine_model), msgspec.json.encode(self.shown_name)
+        return body.replace(b'"model":' + old, b'"model":' + new, 1)
+
+
+class Relay:
+    """The data plane.
+
+    Args:
+        settings: Limits and timeouts.
+        snapshots: What to route by.
+        router: Chooses replicas.
+        upstream: Sends.
+        meter: Counts.
+        access: The access log.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        snapshots: SnapshotReader,
+        *,
+        router: Router,
+        upstream: Upstream,
+        meter: Meter,
+        access: AccessLog,
+    ) -> None:
+        self._settings = settings
+        self._snapshots = snapshots
+        self._router = router
+        self._upstream = upstream
+        self._meter = meter
+        self._access = access
+
+    def authenticate(self, scope: Scope, request_id: str) -> Caller:
+        """Return who is asking.
+
+        Raises:
+            AuthenticationFailed: No key, an unknown key, a revoked key.
+            PermissionDenied: The key is not for inference.
+        """
+        key = check_key(bearer_of(scope), self._snapshots.current.keys)
+        if _INFERENCE_SCOPES.isdisjoint(key.scopes):
+            raise PermissionDenied("this API key is not for inference")
+        return Caller(key.project_id, key.id, request_id)
+
+    def parse(self, parser: Parser, raw: bytes) -> tuple[ModelEntry, EngineRequest]:
+        """Check a body; return it with the model it asks for.
+
+        Raises:
+            InvalidRequest: Something in it is refused.
+            ModelNotFound: There is no such model.
+        """
+        found: list[ModelEntry] = []
+
+        def facts_of(name: str) -> ModelFacts:
+            found.append(self._snapshots.current.resolve(name))
+            return found[0].facts
+
+        request = parser(raw, facts_of, self._settings.max_json_depth)
+        return found[0], request
+
+    @asynccontextmanager
+    async def exchange(
+        self, entry: ModelEntry, request: EngineRequest, caller: Caller, record: AccessRecord
+    ) -> AsyncGenerator[Exchange]:
+        """Ask an engine and hold its answer open; counts tokens and times when it is over.
+
+        Leaving early, or being cancelled, aborts the request at the engine.
+
+        Args:
+            entry: The model.
+            request: As checked by ``parse``.
+            caller: On whose behalf.
+            record: Of the access log; what is learned is written into it.
+
+        Raises:
+            InvalidRequest: The prompt is too long, or the engine refused it.
+            CapabilityMissing: No engine of this model can do it.
+            NoReplica: None is ready, or none answers.
+        """
+        started = perf_counter()
+        shown_name = record.model = entry.name
+        await check_length(request, entry)
+        answer = await self._upstream.open(entry, request, caller)
+        first_byte = perf_counter()
+        replica_id = record.replica = answer.target.replica.id
+        latencies = self._meter.latencies_of(entry.root, replica_id)
+        latencies.ttft.observe(first_byte - started)
+        record.ttft_s = first_byte - started
+        try:
+            yield Exchange(entry, request, answer, latencies, shown_name, first_byte)
+        finally:
+            answer.close()
+            latencies.duration.observe(perf_counter() - started)
+            self._settle(entry, answer, record)
+
+    def _settle(self, entry: ModelEntry, answer: EngineAnswer, record: AccessRecord) -> None:
+        """Count what was delivered: the engine's numbers, else the events that went out."""
+        usage = answer.usage
+        cached = 0
+        if usage is None:
+            completion, prompt = answer.num_events, 0
+        else:
+            completion, prompt = usage.completion_tokens or 0, usage.prompt_tokens
+            if usage.prompt_tokens_details is not None:
+                cached = usage.prompt_tokens_details.cached_tokens or 0
+        record.num_completion_tokens = completion
+        record.num_prompt_tokens, record.num_cached_tokens = prompt, cached
+        self._meter.count_tokens(entry.root, "prompt", prompt)
+        self._meter.count_tokens(entry.root, "cached", cached)
+        self._meter.count_tokens(entry.root, "completion", completion)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request on a relayed route."""
+        started = perf_counter()
+        route = str(scope["path"])
+        request_id = request_id_of(scope)
+        record = AccessRecord(
+            time=time.time(), request_id=request_id, route=route, model="", status=0, duration_s=0.0
+        )
+        try:
+            caller = self.authenticate(scope, request_id)
+            record.key_id = caller.key_id
+            raw = await read_body(scope, receive, max_bytes=self._settings.max_body_bytes)
+            entry, request = self.parse(PARSERS[route], raw)
+            with while_client_listens(receive):
+                async with self.exchange(entry, request, caller, record) as exchange:
+                    await self._answer(exchange, send, record)
+        except ClientLeft:
+            record.status = CLIENT_CLOSED_REQUEST
+            self._meter.num_aborts += 1
+        except MaasError as error:
+            record.status = await send_error(send, error, request_id)
+            record.error = error.message
+        self.finish(record, started)
+
+    async def _answer(self, exchange: Exchange, send: Send, record: AccessRecord) -> None:
+        if exchange.request.is_stream:
+            await self._stream(exchange, send, record)
+            return
+        body = await exchange.body()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", record.request_id.encode()),
+        ]
+        record.status = 200
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, exchange: Exchange, send: Send, record: AccessRecord) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", record.request_id.encode()),
+        ]
+        record.status = 200
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        last = b""
+        try:
+            async for events in exchange.events():
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except EngineError as error:
+            # Said in the stream, and no [DONE]: the client must not take this for a whole answer.
+            record.error = error.message
+            last = data_event(error_body(error))
+        await send({"type": "http.response.body", "body": last})
+
+    def finish(self, record: AccessRecord, started: float) -> None:
+        """Count and log a request that was answered."""
+        record.duration_s = perf_counter() - started
+        self._meter.count_request(record.model, record.route, record.status)
+        self._access.add(record)

@@ -1,0 +1,103 @@
+"""The raw ASGI parts: headers, bodies within limits, request ids, the client leaving."""
+
+import asyncio
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from uuid import uuid4
+
+from starlette.types import Receive, Scope
+
+from maas.core.errors import InvalidRequest, PayloadTooLarge
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+def header(scope: Scope, name: bytes) -> bytes:
+    """Return a header's value; the name in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value
+    return b""
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the caller's request id if it is sane, a new one otherwise."""
+    given = header(scope, b"x-request-id")
+    if given and _REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"req-{uuid4().hex}"
+
+
+def bearer_of(scope: Scope) -> str:
+    """Return the key that was presented, or an empty text."""
+    value = header(scope, b"authorization")
+    scheme, _, key = value.partition(b" ")
+    return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        PayloadTooLarge: It is over the limit; the rest is not read.
+        InvalidRequest: It is compressed, or the client left.
+    """
+    if header(scope, b"content-encoding") not in (b"", b"identity"):
+        raise InvalidRequest("compressed bodies are not accepted; send plain JSON", close=True)
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the client left before its request was complete")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is over {max_bytes} bytes", close=True)
+
+
+class ClientLeft(Exception):
+    """The client closed its connection while we worked for it."""
+
+
+@contextmanager
+def while_client_listens(receive: Receive) -> Generator[None]:
+    """Cancel the work inside as soon as the client closes its connection.
+
+    Raises:
+        ClientLeft: It did.
+    """
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("needs a running task")
+    has_left = False
+
+    def leave(_: "asyncio.Task[object]") -> None:
+        nonlocal has_left
+        if not watch.cancelled():
+            has_left = True
+            task.cancel()
+
+    watch: asyncio.Task[object] = asyncio.ensure_future(receive())  # type: ignore[arg-type]
+    watch.add_done_callback(leave)
+    try:
+        yield
+    except asyncio.CancelledError:
+        # Ours to swallow only if we asked for it and nobody else did.
+        if has_left and task.uncancel() == 0:
+            raise ClientLeft from None
+        raise
+    finally:
+        watch.remove_done_callback(leave)
+        watch.cancel()

@@ -1,0 +1,301 @@
+"""From bytes to a checked request: one parse, range checks, what it needs of an engine."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from maas.core.errors import CapabilityMissing, InvalidRequest, MalformedBody
+from maas.gateway.errors import invalid
+from maas.gateway.facts import ModelFacts
+from maas.protocol.chat import (
+    ChatCompletionRequest,
+    ContentPart,
+    Message,
+    StreamOptions,
+    chat_decoder,
+)
+from maas.protocol.completions import CompletionRequest, completion_decoder
+from maas.protocol.embeddings import EmbeddingRequest, embedding_decoder
+from maas.protocol.fields import FORBIDDEN_FIELDS
+
+MAX_SCHEMA_BYTES = 256 * 1024
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_DEFAULT_ANSWER_TOKENS = 256
+
+Body = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
+
+
+@dataclass
+class EngineRequest:
+    """A checked request on its way to an engine.
+
+    Attributes:
+        path: Path on the engine, which is the path of the API.
+        body: What is encoded for the engine.
+        needs: Engine capabilities it cannot do without.
+        prompt_bytes: UTF-8 size of the prompt; an upper bound of its tokens.
+        num_prompt_ids: Tokens that came as numbers.
+        wants_usage: Whether the client asked for the usage chunk.
+    """
+
+    path: str
+    body: Body
+    needs: tuple[str, ...]
+    texts: tuple[str, ...]
+    num_prompt_ids: int
+    max_answer_tokens: int | None
+    is_stream: bool
+    wants_usage: bool
+
+    @property
+    def prompt_bytes(self) -> int:
+        """UTF-8 size of the prompt's text."""
+        return sum(len(text) if text.isascii() else len(text.encode()) for text in self.texts)
+
+    @property
+    def prefix(self) -> bytes:
+        """Start of the prompt: what decides the preferred replica."""
+        return "\0".join(self.texts)[:1024].encode()
+
+    @property
+    def num_tokens_estimate(self) -> int:
+        """Tokens this request will hold, for load: four bytes a token."""
+        answer = min(self.max_answer_tokens or _DEFAULT_ANSWER_TOKENS, 4096)
+        return sum(map(len, self.texts)) // 4 + self.num_prompt_ids + answer
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise invalid(error, FORBIDDEN_FIELDS) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedBody(f"the body is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedBody("the body is nested too deep") from error
+
+
+def _check_schema(schema: msgspec.Raw | None, *, where: str, max_depth: int) -> None:
+    """Bound a JSON Schema: it is handed on unread."""
+    if schema is None:
+        return
+    raw = bytes(schema)
+    if len(raw) > MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"{where} is over {MAX_SCHEMA_BYTES} bytes", param=where)
+    if not raw.lstrip().startswith(b"{"):
+        raise InvalidRequest(f"{where} must be an object", param=where)
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > max_depth:
+            raise MalformedBody(f"{where} is nested over {max_depth} deep", param=where)
+
+
+def _message_texts(message: Message, *, where: str, is_multimodal: bool) -> list[str]:
+    content = message.content
+    if content is None:
+        if message.role != "assistant" or not (message.tool_calls or message.refusal):
+            raise InvalidRequest(f"{where}.content is required", param=f"{where}.content")
+        return [call.function.arguments for call in message.tool_calls or []]
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(f"{where}.tool_call_id is required", param=f"{where}.tool_call_id")
+    if isinstance(content, str):
+        return [content]
+    if not content:
+        raise InvalidRequest(f"{where}.content is empty", param=f"{where}.content")
+    return [
+        _part_text(part, f"{where}.content[{i}]", is_multimodal) for i, part in enumerate(content)
+    ]
+
+
+def _part_text(part: ContentPart, where: str, is_multimodal: bool) -> str:
+    value = getattr(part, part.type)
+    if value is None:
+        raise InvalidRequest(f"{where}.{part.type} is required", param=f"{where}.{part.type}")
+    if isinstance(value, str):
+        return value
+    if not is_multimodal:
+        raise CapabilityMissing(f"{where}: this model reads text only", param=where)
+    # The engine would fetch any other address on the caller's behalf.
+    if part.image_url is not None and not part.image_url.url.startswith("data:"):
+        raise InvalidRequest(f"{where}.image_url.url must be a data: URL", param=where)
+    return ""
+
+
+def _chat_needs(body: ChatCompletionRequest) -> tuple[str, ...]:
+    needs = ["chat"]
+    if body.tools and body.tool_choice != "none":
+        needs.append("tools")
+    if body.response_format is not None and body.response_format.type != "text":
+        needs.append("structured_output")
+    if body.logprobs:
+        needs.append("logprobs")
+    return (*needs, *_sampling_needs(body))
+
+
+def _sampling_needs(body: ChatCompletionRequest | CompletionRequest) -> list[str]:
+    wanted = {
+        "n": (body.n or 1) > 1,
+        "seed": body.seed is not None,
+        "logit_bias": bool(body.logit_bias),
+        "streaming": bool(body.stream),
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def _check_chat(body: ChatCompletionRequest, max_depth: int) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.tool_choice not in (None, "none") and not body.tools:
+        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
+    if body.store:
+        raise CapabilityMissing("store: true is not offered; leave it out", param="store")
+    for i, tool in enumerate(body.tools or []):
+        where = f"tools[{i}].function.parameters"
+        _check_schema(tool.function.parameters, where=where, max_depth=max_depth)
+    wanted = body.response_format
+    if wanted is not None and wanted.type == "json_schema":
+        where = "response_format.json_schema"
+        if wanted.json_schema is None or wanted.json_schema.schema is None:
+            raise InvalidRequest(f"{where}.schema is required", param=where)
+        _check_schema(wanted.json_schema.schema, where=f"{where}.schema", max_depth=max_depth)
+
+
+def _check_stream_options(body: ChatCompletionRequest | CompletionRequest) -> bool:
+    """Force usage on; return whether the client asked for it."""
+    wanted = body.stream_options
+    if wanted is not None and not body.stream:
+        raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+    if body.stream:
+        body.stream_options = StreamOptions(include_usage=True)
+    return bool(wanted and wanted.include_usage)
+
+
+def parse_chat(raw: bytes, facts_of: Callable[[str], ModelFacts], max_depth: int) -> EngineRequest:
+    """Check a chat request.
+
+    Raises:
+        InvalidRequest: Something in it is refused; the message names the field.
+        ModelNotFound: There is no such model.
+    """
+    body: ChatCompletionRequest = _decode(chat_decoder, raw)
+    facts = facts_of(body.model)
+    _check_chat(body, max_depth)
+    texts = [
+        text
+        for i, message in enumerate(body.messages)
+        for text in _message_texts(
+            message, where=f"messages[{i}]", is_multimodal=facts.is_multimodal
+        )
+    ]
+    needs, wants_usage = _chat_needs(body), _check_stream_options(body)
+    # What only the platform reads does not go on.
+    body.metadata = body.store = body.service_tier = body.user = None
+    body.safety_identifier = body.prompt_cache_key = body.modalities = body.verbosity = None
+    return EngineRequest(
+        path="/v1/chat/completions",
+        body=body,
+        needs=needs,
+        texts=tuple(texts),
+        num_prompt_ids=0,
+        max_answer_tokens=body.max_completion_tokens or body.max_tokens,
+        is_stream=bool(body.stream),
+        wants_usage=wants_usage,
+    )
+
+
+def _prompt(value: Any, *, where: str) -> tuple[tuple[str, ...], int]:
+    """Return the texts of a prompt and how many tokens came as numbers."""
+    if isinstance(value, str):
+        return (value,), 0
+    kinds: set[type[object]] = {type(item) for item in value}
+    if len(kinds) > 1:
+        raise InvalidRequest(f"{where} mixes texts and token ids", param=where)
+    if kinds == {str}:
+        return tuple(value), 0
+    if kinds == {int}:
+        return (), len(value)
+    return (), sum(len(item) for item in value)
+
+
+def parse_completion(
+    raw: bytes,
+    facts_of: Callable[[str], ModelFacts],
+    max_depth: int,  # noqa: ARG001 - the parsers share one shape
+) -> EngineRequest:
+    """Check a completion request.
+
+    Raises:
+        InvalidRequest: Something in it is refused; the message names the field.
+        ModelNotFound: There is no such model.
+    """
+    body: CompletionRequest = _decode(completion_decoder, raw)
+    facts_of(body.model)
+    texts, num_ids = _prompt(body.prompt, where="prompt")
+    if body.best_of not in (None, body.n or 1):
+        raise CapabilityMissing("best_of is not offered; use n", param="best_of")
+    needs = ["completions", *_sampling_needs(body)]
+    if body.logprobs is not None:
+        needs.append("logprobs")
+    wants_usage = _check_stream_options(body)
+    body.user = body.best_of = None
+    return EngineRequest(
+        path="/v1/completions",
+        body=body,
+        needs=tuple(needs),
+        texts=texts,
+        num_prompt_ids=num_ids,
+        max_answer_tokens=body.max_tokens,
+        is_stream=bool(body.stream),
+        wants_usage=wants_usage,
+    )
+
+
+def parse_embedding(
+    raw: bytes,
+    facts_of: Callable[[str], ModelFacts],
+    max_depth: int,  # noqa: ARG001 - the parsers share one shape
+) -> EngineRequest:
+    """Check an embedding request.
+
+    Raises:
+        InvalidRequest: Something in it is refused; the message names the field.
+        ModelNotFound: There is no such model.
+    """
+    body: EmbeddingRequest = _decode(embedding_decoder, raw)
+    facts_of(body.model)
+    texts, num_ids = _prompt(body.input, where="input")
+    body.user = None
+    return EngineRequest(
+        path="/v1/embeddings",
+        body=body,
+        needs=("embeddings",),
+        texts=texts,
+        num_prompt_ids=num_ids,
+        max_answer_tokens=0,
+        is_stream=False,
+        wants_usage=False,
+    )
+
+
+def encode_for(
+    request: EngineRequest, *, engine_model: str, extra: bytes, is_legacy: bool
+) -> bytes:
+    """Return the body for one engine.
+
+    Args:
+        request: What was checked.
+        engine_model: The engine's own name of the model.
+        extra: JSON members only the platform may set (``,"cache_salt":"..."``).
+        is_legacy: Whether the engine knows only ``max_tokens``.
+    """
+    body = request.body
+    body.model = engine_model
+    if is_legacy and isinstance(body, ChatCompletionRequest) and body.max_completion_tokens:
+        body.max_tokens, body.max_completion_tokens = body.max_completion_tokens, None
+    encoded = msgspec.json.encode(body)
+    return encoded[:-1] + extra + b"}" if extra else encoded

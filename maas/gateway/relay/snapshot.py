@@ -1,0 +1,210 @@
+"""What the data plane routes by: one immutable snapshot, read from the store in the background."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from maas.core.errors import MaasError, ModelNotFound
+from maas.engines.contract import EngineCapabilities
+from maas.gateway.facts import ModelFacts
+from maas.store.leases import GATEWAY_PREFIX, LeaseRepository
+from maas.store.records import ApiKey, Deployment, DesiredState, Replica, ReplicaState
+from maas.store.state import StateReader
+
+log = logging.getLogger(__name__)
+
+LEASE_TTL_S = 5.0
+_RENEW_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A replica that can be asked.
+
+    Attributes:
+        authorization: Header value for engines that want a secret.
+    """
+
+    replica: Replica
+    capabilities: EngineCapabilities
+    authorization: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A public name and who answers for it.
+
+    Attributes:
+        root: The model an alias stands for; otherwise the name itself.
+        max_model_len: Shortest context of its deployments in tokens.
+    """
+
+    name: str
+    root: str
+    facts: ModelFacts
+    created: int
+    max_model_len: int | None
+    targets: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a request is decided by."""
+
+    revision: int = -1
+    keys: Mapping[str, ApiKey] = field(default_factory=dict[str, ApiKey])
+    models: Mapping[str, ModelEntry] = field(default_factory=dict[str, ModelEntry])
+
+    def resolve(self, name: str) -> ModelEntry:
+        """Return the entry of a public name.
+
+        Raises:
+            ModelNotFound: There is none; the message lists the names there are.
+        """
+        entry = self.models.get(name)
+        if entry is None:
+            names = ", ".join(sorted(self.models)) or "none yet"
+            shown = name if len(name) <= 100 else name[:100] + "..."
+            raise ModelNotFound(
+                f"the model {shown!r} does not exist; models here: {names}", param="model"
+            )
+        return entry
+
+
+Describe = Callable[[str], ModelFacts]
+Connect = Callable[[Deployment], tuple[EngineCapabilities, str | None]]
+
+
+def build_snapshot(state: DesiredState, describe: Describe, connect: Connect) -> Snapshot:
+    """Return the snapshot of a state.
+
+    Args:
+        state: As read from the store.
+        describe: Facts of a model id.
+        connect: Capabilities and authorization of a deployment's engine.
+    """
+    ready: dict[str, list[Replica]] = {}
+    for replica in state.replicas:
+        if replica.state is ReplicaState.READY:
+            ready.setdefault(replica.deployment_id, []).append(replica)
+    models: dict[str, ModelEntry] = {}
+    for deployment in state.deployments:
+        facts = describe(deployment.model_id)
+        capabilities, authorization = connect(deployment)
+        targets = [
+            Target(replica, capabilities, authorization) for replica in ready.get(deployment.id, [])
+        ]
+        known = models.get(facts.id)
+        lengths = [
+            length
+            for length in (
+                deployment.options.get("max_model_len"),
+                facts.context,
+                known.max_model_len if known else None,
+            )
+            if length
+        ]
+        models[facts.id] = ModelEntry(
+            name=facts.id,
+            root=facts.id,
+            facts=facts,
+            created=known.created if known else int(deployment.created_at),
+            max_model_len=min(lengths, default=None),
+            targets=(*(known.targets if known else ()), *targets),
+        )
+    for alias in state.aliases:
+        behind = models.get(alias.model_id)
+        if behind is not None and alias.name not in models:
+            models[alias.name] = ModelEntry(
+                name=alias.name,
+                root=behind.root,
+                facts=behind.facts,
+                created=behind.created,
+                max_model_len=behind.max_model_len,
+                targets=behind.targets,
+            )
+    return Snapshot(state.revision, {key.id: key for key in state.keys}, models)
+
+
+class SnapshotReader:
+    """Keeps ``current`` fresh; serves the last good one while the store cannot be read.
+
+    Args:
+        state: Reads the store.
+        leases: Tells others which revision this gateway has seen.
+        describe: Facts of a model id.
+        connect: Capabilities and authorization of a deployment's engine.
+        interval_s: Seconds between two readings.
+        gateway_id: Name of this gateway's lease.
+    """
+
+    def __init__(
+        self,
+        state: StateReader,
+        leases: LeaseRepository,
+        *,
+        describe: Describe,
+        connect: Connect,
+        interval_s: float,
+        gateway_id: str,
+    ) -> None:
+        self.current = Snapshot()
+        self.is_stale = False
+        self._state = state
+        self._leases = leases
+        self._describe = describe
+        self._connect = connect
+        self._interval_s = interval_s
+        self._gateway_id = gateway_id
+        self._known: DesiredState | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._renewed_at = 0.0
+
+    async def start(self) -> None:
+        """Read once, then go on in the background."""
+        await self._refresh()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop reading and give the lease back."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        name = GATEWAY_PREFIX + self._gateway_id
+        with contextlib.suppress(MaasError):
+            await asyncio.to_thread(self._leases.release, name, self._gateway_id)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        try:
+            state = await asyncio.to_thread(self._state.read, self._known)
+            if state != self._known:
+                self.current = build_snapshot(state, self._describe, self._connect)
+            has_moved = self._known is None or state.revision != self._known.revision
+            self._known = state
+            await self._renew(force=has_moved)
+            self.is_stale = False
+        except MaasError as error:
+            if not self.is_stale:
+                log.error("serving from the last snapshot: %s", error.message)
+            self.is_stale = True
+
+    async def _renew(self, *, force: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if not force and now - self._renewed_at < _RENEW_EVERY_S:
+            return
+        await asyncio.to_thread(
+            self._leases.acquire,
+            GATEWAY_PREFIX + self._gateway_id,
+            self._gateway_id,
+            ttl_s=LEASE_TTL_S,
+            revision=self.current.revision,
+        )
+        self._renewed_at = now

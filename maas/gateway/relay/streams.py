@@ -1,0 +1,127 @@
+"""An engine's event stream, made ours on the way: no JSON is parsed but for the usage event.
+
+Complete events pass as the bytes they came in. Taken out: the usage event nobody asked for
+(the engine is always told to send it) and the engine's own errors. Replaced, only where the
+names differ: the engine's name of the model.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from maas.protocol.sse import DONE_EVENT, EVENT_END, data_of
+
+_USAGE = re.compile(rb'"usage":\s*\{')
+_FINISH = re.compile(rb'"finish_reason":\s*"')
+_ERROR = re.compile(rb'data: ?\{\s*"error"')
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """Where prompt tokens came from."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts as engines report them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    total_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class _UsageEvent(msgspec.Struct):
+    usage: Usage | None = None
+    choices: list[msgspec.Raw] | None = None
+
+
+_usage_decoder = msgspec.json.Decoder(_UsageEvent)
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """Return the usage in a JSON body, if it has one."""
+    try:
+        return _usage_decoder.decode(body).usage
+    except msgspec.DecodeError:
+        return None
+
+
+@dataclass
+class StreamFilter:
+    """Feeds on chunks of any size and gives back what the client should see.
+
+    Attributes:
+        wants_usage: Whether the client asked for the usage event.
+        rename: The engine's ``"model":"..."`` and ours, where they differ.
+        ends_with_done: Whether this engine says ``[DONE]``; otherwise a finish reason ends it.
+        usage: The last usage seen.
+        num_events: Events passed on; near the number of tokens.
+        is_complete: Whether the engine said that it was done.
+        has_failed: Whether the engine reported an error.
+    """
+
+    wants_usage: bool
+    rename: tuple[bytes, bytes] | None = None
+    ends_with_done: bool = True
+    usage: Usage | None = None
+    num_events: int = 0
+    is_complete: bool = False
+    has_failed: bool = False
+    _rest: bytes = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take a chunk; return whole events for the client, maybe none."""
+        if self._rest:
+            chunk = self._rest + chunk
+            self._rest = b""
+        if not chunk.endswith(EVENT_END):
+            end = chunk.rfind(EVENT_END) + 2
+            if end == 1:
+                self._rest = chunk
+                return b""
+            self._rest, chunk = chunk[end:], chunk[:end]
+        if _is_plain(chunk):
+            self.num_events += chunk.count(EVENT_END)
+        else:
+            chunk = self._filter(chunk)
+        if self.rename is not None:
+            chunk = chunk.replace(*self.rename)
+        return chunk
+
+    def _filter(self, chunk: bytes) -> bytes:
+        return b"".join(
+            event + EVENT_END
+            for event in chunk.split(EVENT_END)[:-1]
+            if self._passes(event) and not self.has_failed
+        )
+
+    def _passes(self, event: bytes) -> bool:
+        if event + EVENT_END == DONE_EVENT:
+            self.is_complete = True
+            return True
+        if _ERROR.match(event):
+            self.has_failed = True
+            return False
+        if not self.ends_with_done and _FINISH.search(event):
+            self.is_complete = True
+        if _USAGE.search(event) and not self._passes_usage(event):
+            return False
+        self.num_events += 1
+        return True
+
+    def _passes_usage(self, event: bytes) -> bool:
+        try:
+            decoded = _usage_decoder.decode(data_of(event) or b"")
+        except msgspec.DecodeError:
+            return True
+        self.usage = decoded.usage or self.usage
+        return self.wants_usage or bool(decoded.choices)
+
+
+def _is_plain(chunk: bytes) -> bool:
+    """Say whether no event of a chunk needs a look: substring searches, no parsing."""
+    return not (
+        b"[DONE]" in chunk or b'"error"' in chunk or _USAGE.search(chunk) or _FINISH.search(chunk)
+    )

@@ -1,0 +1,295 @@
+"""Sends a checked request to an engine and hands its answer back; retries before the first byte."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import aiohttp
+import msgspec
+
+from maas.core.errors import (
+    CapabilityMissing,
+    EngineError,
+    EngineUnreachable,
+    InvalidRequest,
+    MaasError,
+    NoReplica,
+    PromptTooLong,
+)
+from maas.core.settings import GatewaySettings
+from maas.gateway.relay.metering import Latencies, Meter
+from maas.gateway.relay.requests import EngineRequest, encode_for
+from maas.gateway.relay.routing import Router
+from maas.gateway.relay.snapshot import ModelEntry, Target
+from maas.gateway.relay.streams import StreamFilter, Usage, usage_of
+
+MAX_ATTEMPTS = 3
+_FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+_PATH = re.compile(r"(/[\w.@+-]+){2,}")
+_MAX_MESSAGE_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Caller:
+    """On whose behalf a request is made."""
+
+    project_id: str
+    key_id: str
+    request_id: str
+
+
+class _Fault(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+
+
+class _FaultBody(msgspec.Struct):
+    error: _Fault | None = None
+    message: str | None = None
+
+
+def refusal_of(status: int, body: bytes) -> MaasError:
+    """Return our error for an engine's answer that is not a success.
+
+    An engine's own words go on for a 4xx, as they explain the request; paths are taken out.
+    """
+    try:
+        fault = msgspec.json.decode(body, type=_FaultBody)
+    except msgspec.DecodeError:
+        fault = _FaultBody()
+    detail = fault.error or _Fault(fault.message or "")
+    text = _PATH.sub("...", detail.message)[:_MAX_MESSAGE_CHARS]
+    if status in {400, 413, 422}:
+        too_long = "maximum context length" in text or "max_model_len" in text
+        kind = PromptTooLong if too_long else InvalidRequest
+        return kind(text or "the engine refused the request", param=detail.param)
+    return EngineError(f"the engine answered {status}")
+
+
+class EngineAnswer:
+    """One engine's answer, open until ``close``. Use as an async context manager.
+
+    Attributes:
+        on_close: Called when the answer is let go.
+        usage: Token counts; complete once the answer was read.
+        num_events: Events passed to the client so far.
+    """
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, first: bytes, target: Target, request: EngineRequest
+    ) -> None:
+        self.target = target
+        self.on_close: Callable[[], None] = _nothing
+        self.usage: Usage | None = None
+        self.num_events = 0
+        self._response = response
+        self._first = first
+        self._request = request
+
+    async def body(self) -> bytes:
+        """Return the whole answer of a request that is not streamed.
+
+        Raises:
+            EngineUnreachable: The engine died half way.
+        """
+        try:
+            rest = await self._response.read() if not self._first else b""
+        except _FAILURES as error:
+            raise EngineUnreachable("the engine stopped answering") from error
+        body = self._first + rest
+        self.usage = usage_of(body)
+        return body
+
+    async def events(
+        self, *, shown_name: str, latencies: Latencies, last: float
+    ) -> AsyncIterator[bytes]:
+        """Yield the events of a streamed answer as the client should see them.
+
+        Args:
+            shown_name: The model as the client named it.
+            latencies: Where the time between chunks is counted.
+            last: ``perf_counter`` of the first byte.
+
+        Raises:
+            EngineUnreachable: The engine died, or stopped without saying that it was done.
+            EngineError: The engine reported an error.
+        """
+        engine_model = self.target.replica.engine_model
+        rename = None
+        if engine_model != shown_name:
+            old, new = msgspec.json.encode(engine_model), msgspec.json.encode(shown_name)
+            rename = (b'"model":' + old, b'"model":' + new)
+        stream = StreamFilter(
+            self._request.wants_usage,
+            rename,
+            ends_with_done=self.target.capabilities.done_sentinel,
+        )
+        observe = latencies.chunk.observe
+        chunk = self._first
+        try:
+            while chunk:
+                events = stream.feed(chunk)
+                if events:
+                    yield events
+                if stream.has_failed:
+                    break
+                chunk = await self._response.content.readany()
+                now = perf_counter()
+                observe(now - last)
+                last = now
+        except _FAILURES as error:
+            raise EngineUnreachable("the engine stopped in the middle of its answer") from error
+        finally:
+            self.usage, self.num_events = stream.usage, stream.num_events
+        if stream.has_failed:
+            raise EngineError("the engine failed in the middle of its answer")
+        if not stream.is_complete:
+            raise EngineUnreachable("the engine stopped in the middle of its answer")
+
+    def close(self) -> None:
+        """Let go; an answer that was not read to its end is aborted at the engine."""
+        self.on_close()
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
+
+
+def _nothing() -> None:
+    """Stand for what has nothing to do on close."""
+
+
+class Upstream:
+    """Engines behind one pooled client.
+
+    Args:
+        settings: Timeouts and the size of the pool.
+        router: Chooses replicas.
+        meter: Counts retries.
+    """
+
+    def __init__(self, settings: GatewaySettings, router: Router, meter: Meter) -> None:
+        self._settings = settings
+        self._router = router
+        self._meter = meter
+        self._client: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the pool."""
+        self._client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._settings.max_pool_connections, keepalive_timeout=20.0
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                sock_connect=self._settings.connect_timeout_s,
+                sock_read=self._settings.idle_timeout_s,
+            ),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def stop(self) -> None:
+        """Close the pool."""
+        if self._client is not None:
+            await self._client.close()
+
+    def targets_for(self, entry: ModelEntry, request: EngineRequest) -> list[Target]:
+        """Return the ready replicas that can do what is asked.
+
+        Raises:
+            CapabilityMissing: None of those there are can; the message names what is missing.
+            NoReplica: There is none.
+        """
+        if not entry.targets:
+            raise NoReplica(
+                f"the model {entry.name!r} is deployed but no replica is ready; try again shortly"
+            )
+        able = [
+            target
+            for target in entry.targets
+            if all(getattr(target.capabilities, need) for need in request.needs)
+        ]
+        if able:
+            return able
+        for need in request.needs:
+            if not any(getattr(target.capabilities, need) for target in entry.targets):
+                raise CapabilityMissing(
+                    f"the model {entry.name!r} does not offer {need}: its engine cannot do it",
+                    param=need,
+                )
+        raise CapabilityMissing(
+            f"no replica of {entry.name!r} offers {', '.join(request.needs)} together"
+        )
+
+    async def open(self, entry: ModelEntry, request: EngineRequest, caller: Caller) -> EngineAnswer:
+        """Send a request to the best replica, and to another one if that fails at once.
+
+        Raises:
+            CapabilityMissing: No engine of this model can do it.
+            NoReplica: None is ready.
+            InvalidRequest: The engine refused it.
+            EngineError: Every replica that was tried failed.
+        """
+        targets = self.targets_for(entry, request)
+        prefix = request.prefix if len(targets) > 1 else b""
+        tried: list[str] = []
+        while True:
+            target = self._router.choose(targets, prefix=prefix, tried=tried)
+            lease = self._router.hold(target.replica.id, request.num_tokens_estimate)
+            try:
+                answer = await self._ask(target, request, caller)
+                answer.on_close = lease
+                return answer
+            except BaseException as error:
+                lease()
+                if not isinstance(error, EngineError):
+                    raise
+                self._router.suspect(target.replica.id)
+                tried.append(target.replica.id)
+                if len(tried) == min(MAX_ATTEMPTS, len(targets)):
+                    raise NoReplica(
+                        f"the model {entry.name!r} is not answering: {error.message}; try again"
+                    ) from error
+                self._meter.num_retries += 1
+
+    async def _ask(self, target: Target, request: EngineRequest, caller: Caller) -> EngineAnswer:
+        if self._client is None:
+            raise RuntimeError("start() was not called")
+        replica, capabilities = target.replica, target.capabilities
+        salt = b""
+        if capabilities.cache_salt and not request.path.endswith("embeddings"):
+            salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
+        body = encode_for(
+            request,
+            engine_model=replica.engine_model,
+            extra=salt,
+            is_legacy=not capabilities.max_completion_tokens,
+        )
+        headers = {"Content-Type": "application/json", "X-Request-Id": caller.request_id}
+        if target.authorization:
+            headers["Authorization"] = target.authorization
+        try:
+            response = await self._client.post(
+                replica.url + request.path, data=body, headers=headers, allow_redirects=False
+            )
+        except _FAILURES as error:
+            raise EngineUnreachable("the engine does not answer") from error
+        try:
+            if response.status != 200:
+                raise refusal_of(response.status, await response.read())
+            # With the first bytes in hand, another replica can still be asked if this one died.
+            content = response.content
+            first = await content.readany() if request.is_stream else await response.read()
+            if not first:
+                raise EngineUnreachable("the engine answered nothing")
+        except _FAILURES as error:
+            response.close()
+            raise EngineUnreachable("the engine stopped before its first byte") from error
+        except BaseException:
+            response.close()
+            raise
+        return EngineAnswer(response, first, target, request)

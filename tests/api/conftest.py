@@ -1,0 +1,141 @@
+"""A real gateway process's app over a real store, in front of fake engines."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+from httpx import Client, Response
+
+from maas.bootstrap import open_store
+from maas.bootstrap.gateway import make_gateway
+from maas.bootstrap.store import Store
+from maas.core.settings import Settings
+from maas.gateway.head_limit import HeadLimitedProtocol
+from maas.store.records import Deployment, Replica, ReplicaState
+from maas.store.state import ensure_project
+from tests.fakes.engine import FakeEngine, fake_engine
+
+
+@dataclass
+class RunningGateway:
+    """A gateway, its store, and a client with a good key."""
+
+    url: str
+    metrics_url: str
+    key: str
+    store: Store
+    project_id: str
+    client: Client
+
+    def deploy(self, engine: FakeEngine, *, model: str = "tiny", **options: Any) -> Deployment:
+        """Deploy a model served by a fake engine, its lease good for an hour."""
+        deployment = self.store.deployments.create(
+            project_id=self.project_id,
+            model_id=model,
+            engine="external",
+            options={"url": engine.url, "max_model_len": engine.max_model_len, **options},
+        )
+        self.lease(deployment, engine)
+        return deployment
+
+    def lease(self, deployment: Deployment, engine: FakeEngine, *, name: str = "a") -> None:
+        self.store.replicas.publish(
+            Replica(
+                id=f"{deployment.id}-{name}",
+                deployment_id=deployment.id,
+                url=engine.url,
+                engine_model=engine.model,
+                state=ReplicaState.READY,
+                started_at=time.time(),
+                expires_at=time.time() + 3600,
+            )
+        )
+        self.wait_seen()
+
+    def wait_seen(self) -> None:
+        """Wait until the gateway has read the store anew."""
+        time.sleep(0.12)
+
+    def chat(self, content: str = "hello", **fields: Any) -> Response:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": content}], **fields}
+        return self.client.post("/v1/chat/completions", json=body)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    home: Path = tmp_path_factory.mktemp("home")
+    settings = Settings.model_validate(
+        {
+            "home": home,
+            "gateway": {
+                "snapshot_interval_s": 0.05,
+                "max_body_bytes": 200_000,
+                "idle_timeout_s": 2.0,
+            },
+        }
+    )
+    store = open_store(settings)
+    project_id = ensure_project(store.database, store.clock)
+    _, key = store.keys.create(project_id=project_id, name="test", scopes=("inference",))
+    gateway = make_gateway(settings, store)
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    servers = [
+        uvicorn.Server(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                http=HeadLimitedProtocol,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        for app in (gateway.asgi, gateway.metrics_asgi)
+    ]
+    is_up = threading.Event()
+
+    async def serve() -> None:
+        await gateway.start()
+        is_up.set()
+        pairs = zip(servers, listeners, strict=True)
+        await asyncio.gather(*(server._serve(sockets=[lst]) for server, lst in pairs))
+        await gateway.stop()
+
+    thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
+    thread.start()
+    assert is_up.wait(10)
+    url, metrics_url = (f"http://127.0.0.1:{lst.getsockname()[1]}" for lst in listeners)
+    with Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=10) as client:
+        yield RunningGateway(url, metrics_url, key, store, project_id, client)
+    for server in servers:
+        server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+    store.database.close()
+
+
+@pytest.fixture(scope="module")
+def engine(gateway: RunningGateway) -> Iterator[FakeEngine]:
+    """A fake engine behind the model ``tiny``; what it saw is cleared for each test."""
+    with fake_engine() as engine:
+        gateway.deploy(engine)
+        yield engine
+
+
+@pytest.fixture(autouse=True)
+def _fresh(request: pytest.FixtureRequest) -> None:
+    if "engine" in request.fixturenames:
+        engine: FakeEngine = request.getfixturevalue("engine")
+        engine.requests.clear()
+        engine.headers.clear()
+        engine.paths.clear()
+        engine.status = 200
+        engine.num_aborts = 0

@@ -1,0 +1,104 @@
+"""Engines started for one purpose: embeddings, architectures vLLM lacks, a killed vLLM."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from maas.core.errors import EngineStartFailed
+from maas.engines.orphans import find_orphans, kill_orphans
+from maas.engines.process import EngineProcess
+from maas.engines.registry import get_engine
+
+from .conftest import spec_for
+from .small_weights import write_bert, write_codegen
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+]
+
+
+async def test_vllm_embeds_with_an_encoder(pool, tmp_path):
+    spec = replace(
+        spec_for(write_bert(tmp_path / "bert")), task="embed", dtype="float32", max_model_len=64
+    )
+    served = await pool.start("embed", get_engine("vllm"), spec)
+    try:
+        status, answer = await served.post("/v1/embeddings", input=["rain falls", "the hills"])
+        assert status == 200, answer
+        first, second = (item["embedding"] for item in answer["data"])
+        assert len(first) == len(second) == 64
+        assert first != second
+        assert answer["usage"]["prompt_tokens"] > 0
+        status, _ = await served.post("/v1/completions", prompt="rain")
+        assert status >= 400
+    finally:
+        await pool.stop("embed")
+
+
+async def test_transformers_serves_an_architecture_vllm_lacks(pool, tmp_path):
+    spec = replace(spec_for(write_codegen(tmp_path / "codegen")), dtype="float32")
+    served = await pool.start("codegen", get_engine("transformers"), spec)
+    try:
+        status, answer = await served.post(
+            "/v1/completions", prompt="the rain falls on the", max_tokens=4, temperature=0
+        )
+        assert status == 200, answer
+        assert answer["usage"]["completion_tokens"] > 0
+    finally:
+        await pool.stop("codegen")
+
+
+async def test_vllm_says_why_it_cannot_start(pool, tmp_path):
+    spec = spec_for(write_codegen(tmp_path / "codegen"))
+    started = time.monotonic()
+    with pytest.raises(EngineStartFailed, match="CodeGen"):
+        await pool.start("broken", get_engine("vllm"), spec)
+    assert time.monotonic() - started < 120
+    await pool.stop("broken")
+
+
+@pytest.mark.parametrize("victim", ["launcher.py", "api_server", "EngineCore"])
+async def test_killing_any_vllm_process_leaves_none(pool, smollm2_dir, tmp_path, victim):
+    engine = EngineProcess(
+        get_engine("vllm"),
+        spec_for(smollm2_dir),
+        home=tmp_path,
+        replica_id="r",
+        log_path=tmp_path / "engine.log",
+    )
+    await engine.start()
+    try:
+        core = await _process(tmp_path, "EngineCore", seconds=60)
+        assert core.is_running()
+        (await _process(tmp_path, victim, seconds=5)).kill()
+        assert await _none_left(tmp_path, seconds=15), find_orphans(tmp_path)
+        assert not engine.is_alive
+    finally:
+        kill_orphans(tmp_path)
+        await engine.stop(grace_s=0)
+
+
+async def _process(home, name: str, *, seconds: float) -> psutil.Process:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for process in find_orphans(home):
+            # The launcher's command line holds the server's too, so the more telling name wins.
+            line = " ".join(process.cmdline())
+            if name in line and (name == "launcher.py" or "launcher.py" not in line):
+                return process
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"no process {name}")
+
+
+async def _none_left(home, *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not find_orphans(home):
+            return True
+        await asyncio.sleep(0.1)
+    return False
