@@ -31,6 +31,7 @@ class FitReport:
         kv_bytes: At ``max_model_len`` x ``max_num_seqs``: every sequence as long as can be.
         advice: What to change when it does not fit, most useful first.
         num_gpus: GPUs (or, without any, machines) the sizes are spread over.
+        is_kv_set: The cache's size was given, and does not follow from lengths.
     """
 
     model_id: str
@@ -48,6 +49,7 @@ class FitReport:
     reason: str
     advice: tuple[str, ...] = ()
     num_gpus: int = 1
+    is_kv_set: bool = False
 
 
 def weights_bytes(card: ModelCard, *, dtype: str, quantization: str | None) -> int:
@@ -119,21 +121,31 @@ def _ranks_advice(card: ModelCard, report: FitReport, machine: Machine, per_gpu:
     return f"it would take {needed} such GPUs ({why})"
 
 
+def _cache_advice(report: FitReport, rest: int) -> list[str]:
+    """Say what the cache would have to shrink to, to fit into ``rest`` bytes."""
+    if rest <= 0 or not report.kv_bytes:
+        return []
+    if report.is_kv_set:
+        return [f"set kv_cache_bytes to {rest} or less"]
+    advice: list[str] = []
+    num_seqs = rest * report.max_num_seqs // report.kv_bytes
+    if num_seqs:
+        advice.append(f"set max_num_seqs to {num_seqs}")
+    if not report.kv_bytes_per_token:
+        return advice
+    length = report.max_model_len * rest // report.kv_bytes // 16 * 16
+    if length >= MIN_USEFUL_LENGTH:
+        advice.append(f"set max_model_len to {length}")
+    longest = report.max_model_len * rest * report.max_num_seqs // report.kv_bytes // 16 * 16
+    if not num_seqs and longest >= MIN_USEFUL_LENGTH:
+        advice.append(f"set max_model_len to {longest} and max_num_seqs to 1")
+    return advice
+
+
 def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, ...]:
     """Say what would make it fit, with numbers, most useful first."""
-    advice: list[str] = []
     rest = report.available_bytes - report.weights_bytes - report.overhead_bytes
-    if rest > 0 and report.kv_bytes:
-        per_sequence = report.kv_bytes / report.max_num_seqs
-        num_seqs = int(rest // per_sequence)
-        if num_seqs:
-            advice.append(f"set max_num_seqs to {num_seqs}")
-        length = int(report.max_model_len * rest / report.kv_bytes) // 16 * 16
-        if report.kv_bytes_per_token and length >= MIN_USEFUL_LENGTH:
-            advice.append(f"set max_model_len to {length}")
-        one_long = int(report.max_model_len * rest / per_sequence) // 16 * 16
-        if not num_seqs and report.kv_bytes_per_token and one_long >= MIN_USEFUL_LENGTH:
-            advice.append(f"or max_model_len to {one_long} with max_num_seqs 1")
+    advice = _cache_advice(report, rest)
     for name in [variant.name for variant in card.variants] or ["int8", "int4"]:
         size = weights_bytes(card, dtype=report.dtype, quantization=name)
         if size < report.weights_bytes:
@@ -194,8 +206,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         * kv_copies(card, tensor_parallel_size=tensor_parallel_size)
     )
     kv = (per_token * length + card.shape.state_bytes_per_sequence) * num_seqs
-    if kv_cache_bytes is not None:
-        kv = kv_cache_bytes
+    kv = kv if kv_cache_bytes is None else kv_cache_bytes
     overhead = GPU_OVERHEAD_BYTES * num_gpus if machine.gpus else CPU_OVERHEAD_BYTES
     available = _available_bytes(
         machine, num_gpus=num_gpus, gpu_memory_utilization=gpu_memory_utilization
@@ -216,6 +227,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         fits=total <= available,
         reason="",
         num_gpus=num_gpus,
+        is_kv_set=kv_cache_bytes is not None,
     )
     return _judge(card, machine, report, tensor_parallel_size)
 

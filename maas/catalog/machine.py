@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), _CGROUP_V2),
+    (Path("/sys/fs/cgroup/memory"), _CGROUP_V1),
 )
 _MIB = 2**20
 
@@ -54,14 +56,18 @@ def _probe_gpus() -> tuple[Gpu, ...]:
     return tuple(Gpu(name.strip(), int(float(mib)) * _MIB) for name, mib in rows)
 
 
-def _cgroup_limit_bytes() -> int | None:
-    for path in _CGROUP_LIMITS:
+def _cgroup_memory() -> tuple[int, int] | None:
+    """Return this container's limit and what is left of it; page cache can be had back."""
+    for folder, (limit_name, usage_name, cache_name) in _CGROUPS:
         try:
-            text = path.read_text(encoding="ascii").strip()
-        except OSError:
+            limit = int((folder / limit_name).read_text(encoding="ascii"))
+            usage = int((folder / usage_name).read_text(encoding="ascii"))
+            rows = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            # Not this kind of cgroup, or "max": no limit.
             continue
-        if text.isdigit():
-            return int(text)
+        cache = next((int(row.split()[1]) for row in rows if row.startswith(f"{cache_name} ")), 0)
+        return limit, max(limit - usage + cache, 0)
     return None
 
 
@@ -82,12 +88,12 @@ def probe_machine(path: Path) -> Machine:
         path: Where weights would go; its disk is looked at.
     """
     memory = psutil.virtual_memory()
-    limit = min(_cgroup_limit_bytes() or memory.total, memory.total)
+    limit, left = _cgroup_memory() or (memory.total, memory.available)
     existing = next(parent for parent in [path, *path.parents] if parent.exists())
     return Machine(
         num_cores=len(psutil.Process().cpu_affinity()) or 1,
-        memory_total_bytes=limit,
-        memory_available_bytes=min(memory.available, limit),
+        memory_total_bytes=min(memory.total, limit),
+        memory_available_bytes=min(memory.available, left),
         disk_free_bytes=shutil.disk_usage(existing).free,
         gpus=_probe_gpus(),
         cpu_flags=_cpu_flags(),

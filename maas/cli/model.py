@@ -21,7 +21,7 @@ from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.fit import FitReport, estimate_fit
 from maas.catalog.machine import Machine, probe_machine
-from maas.catalog.weights.files import Progress
+from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
 from maas.engines.prepare import prepare_model, verify_model
 
@@ -180,6 +180,7 @@ def pull(
             progress=tell,
             allow_remote_code=settings.allow_remote_code,
             allow_pickle=settings.allow_pickle,
+            access=source_access(settings),
             again=again,
         )
     size = sum(record.size_bytes for record in prepared.manifest.files.values())

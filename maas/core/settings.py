@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from maas.core.errors import ConfigError
 
@@ -89,6 +89,12 @@ class Settings(_Section):
     """Let cards that say ``trust_remote_code: true`` run code from their weights."""
     allow_pickle: bool = False
     """Let cards that say ``allow_pickle: true`` load pickled weights."""
+    hf_token: SecretStr | None = None
+    """Token for hf:// sources; sent to ``hf_endpoint`` only."""
+    hf_endpoint: str = "https://huggingface.co"
+    """Model hub that hf:// sources come from; a mirror speaks the same protocol."""
+    s3_endpoint: str | None = None
+    """S3 service that s3:// sources come from; none means AWS."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What the platform's own logs say."""
     gateway: GatewaySettings = GatewaySettings()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
-from maas.catalog.weights.files import Progress
+from maas.catalog.weights.files import Progress, source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
@@ -146,4 +146,5 @@ def prepare_weights(
         progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,
+        access=source_access(settings),
     )

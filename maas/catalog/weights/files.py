@@ -10,6 +10,7 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from maas.core.errors import WeightsForbidden
+from maas.core.settings import Settings
 
 CHUNK_BYTES = 2**20
 PART_SUFFIX = ".part"
@@ -69,6 +70,15 @@ class SourceAccess:
     hf_token: SecretStr | None = None
     hf_endpoint: str = "https://huggingface.co"
     s3_endpoint: str | None = None
+
+
+def source_access(settings: Settings) -> SourceAccess:
+    """Return what the settings say of sources."""
+    return SourceAccess(
+        hf_token=settings.hf_token,
+        hf_endpoint=settings.hf_endpoint,
+        s3_endpoint=settings.s3_endpoint,
+    )
 
 
 @dataclass(frozen=True)

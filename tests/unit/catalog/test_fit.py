@@ -94,3 +94,12 @@ def test_without_gpus_memory_counts() -> None:
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(ConfigError, match="float8"):
         estimate_fit(make_card(), make_machine(80), dtype="float8")
+
+
+def test_cache_that_was_set_is_what_counts() -> None:
+    card, machine = make_card(), make_machine(memory_gib=20)
+    assert estimate_fit(card, machine, kv_cache_bytes=GIB).fits
+    report = estimate_fit(card, machine, kv_cache_bytes=9 * GIB)
+    assert not report.fits
+    size = next(a for a in report.advice if a.startswith("set kv_cache_bytes to")).split()[3]
+    assert estimate_fit(card, machine, kv_cache_bytes=int(size)).fits

@@ -33,10 +33,21 @@ def test_broken_nvidia_smi_means_no_gpu(tmp_path: Path, monkeypatch: pytest.Monk
     assert probe_machine(tmp_path).gpus == ()
 
 
-def test_cgroup_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    limit.write_text("1000000\n")
-    monkeypatch.setattr(probed, "_CGROUP_LIMITS", (limit,))
+def _limit(folder: Path, limit: str) -> None:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text("600000\n")
+    (folder / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+
+
+def test_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _limit(tmp_path, "1000000")
+    monkeypatch.setattr(probed, "_CGROUPS", ((tmp_path, probed._CGROUP_V2),))
     machine = probe_machine(tmp_path)
     assert machine.memory_total_bytes == 1_000_000
-    assert machine.memory_available_bytes <= 1_000_000
+    assert machine.memory_available_bytes == 500_000
+
+
+def test_container_without_a_limit_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _limit(tmp_path, "max")
+    monkeypatch.setattr(probed, "_CGROUPS", ((tmp_path, probed._CGROUP_V2),))
+    assert probe_machine(tmp_path).memory_total_bytes > 2**30

@@ -1,0 +1,56 @@
+"""s3:// against a real S3 API (moto's server), where the extra is installed."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maas.catalog.weights.fetch import fetch_weights
+from maas.catalog.weights.files import SourceAccess
+from maas.core.errors import SourceUnreachable
+from tests.unit.catalog.fixtures import make_card, write_weights
+
+s3fs = pytest.importorskip("s3fs")
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.mark.filterwarnings("ignore")  # botocore's own deprecations
+def test_prefix_is_fetched_and_resumed(endpoint: str, tmp_path: Path) -> None:
+    files = write_weights(tmp_path / "local", size=20_000_000)
+    bucket = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
+    bucket.mkdir("models")
+    bucket.put(str(tmp_path / "local"), "models/tiny", recursive=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors.part").write_bytes(files["model.safetensors"][:9_000_000])
+    access = SourceAccess(s3_endpoint=endpoint)
+    fetched = fetch_weights(make_card(source=["s3://models/tiny"]), out, print, access=access)
+    assert set(fetched.sha256) == set(files)
+    assert (out / "model.safetensors").read_bytes() == files["model.safetensors"]
+    with pytest.raises(SourceUnreachable, match="nothing there"):
+        fetch_weights(make_card(source=["s3://models/no"]), out, print, access=access)
+    shutil.rmtree(out)
