@@ -1,0 +1,47 @@
+# make up: run the platform. make test: every check. make help: the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON3 ?= python3
+# ACCELERATOR=cpu or gpu overrides what the installer sees; ARGS goes to the command run.
+ACCELERATOR ?=
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help install up test check test-slow bench-gateway bench-serving clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+install: ## Make .venv ready (at once where nothing changed)
+	@$(PYTHON3) deploy/install.py $(if $(ACCELERATOR),--accelerator $(ACCELERATOR))
+
+up: install ## Run everything in the foreground; Ctrl-C stops all of it
+	@exec $(BIN)/maas up $(ARGS)
+
+test: check ## Format, lint, types, layers and all tests this machine can run
+	@echo "== tests (pytest)"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## The gates without the tests
+	@echo "== format (ruff format)"
+	@$(BIN)/ruff format --check .
+	@echo "== lint (ruff check)"
+	@$(BIN)/ruff check .
+	@echo "== layers (import-linter)"
+	@$(BIN)/lint-imports
+	@echo "== types (pyright)"
+	@$(BIN)/pyright
+
+test-slow: install ## What is too slow for make test
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench-gateway: install ## The gateway in front of a mock engine, next to its peers
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+bench-serving: install ## The platform next to the bare engine
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+clean: ## Remove .venv and caches; the platform's state (MAAS_HOME) stays
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
