@@ -39,12 +39,14 @@ def test_engine_killed_mid_stream_is_an_error_event_then_503_then_a_new_replica(
         "messages": [{"role": "user", "content": "Write a very long story about the sea."}],
     }
     engine = platform.find("VLLM::EngineCore")
-    with platform.client() as client:
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            parts = answer.iter_text()
-            text = next(parts) + next(parts)
-            engine.send_signal(signal.SIGKILL)
-            text += "".join(parts)
+    with (
+        platform.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        parts = answer.iter_text()
+        text = next(parts) + next(parts)
+        engine.send_signal(signal.SIGKILL)
+        text += "".join(parts)
     events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"

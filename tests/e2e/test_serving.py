@@ -128,7 +128,7 @@ def test_a_second_model_of_another_kind_runs_beside_the_first(platform):
         return sum(x * y for x, y in zip(a, b, strict=True))
 
     assert likeness(cat, kitten) > likeness(cat, stocks) + 0.2
-    with pytest.raises(BadRequestError, match="embeddings|chat"):
+    with pytest.raises(BadRequestError, match="embeddings"):
         client.embeddings.create(model=MODEL, input="x")
     ready = httpx.get(f"{platform.url}/readyz").json()
     assert ready["models"] == {MODEL: 1, "all-minilm-l6-v2": 1}
