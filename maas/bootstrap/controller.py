@@ -24,20 +24,24 @@ log = logging.getLogger(__name__)
 
 LEASE_NAME = "controller"
 _LOST_RAY = 3
+_POLL_S = 0.1
 
 
 async def _wait_for_cluster(settings: Settings) -> str:
-    while (address := cluster_address(settings)) is None:
-        await asyncio.sleep(0.05)
-    return address
+    while True:
+        address = cluster_address(settings)
+        if address is not None:
+            return address
+        await asyncio.sleep(_POLL_S)
 
 
 async def _leave_with_cluster(settings: Settings, address: str) -> None:
     """End this process when Ray is gone: calls into a dead Ray hang for a minute."""
-    while cluster_address(settings) == address:
-        await asyncio.sleep(0.2)
-    log.warning("Ray at %s is gone; starting over", address)
-    os._exit(_LOST_RAY)
+    while True:
+        await asyncio.sleep(_POLL_S)
+        if cluster_address(settings) != address:
+            log.warning("Ray at %s is gone; starting over", address)
+            os._exit(_LOST_RAY)
 
 
 async def _lead(settings: Settings, store: Store, reconciler: Reconciler) -> None:

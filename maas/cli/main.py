@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from maas.cli import deploy, key
+from maas.cli import deploy, key, model
 from maas.cli.output import fail
 from maas.cli.status import status
 from maas.cli.up import up
@@ -28,6 +28,7 @@ app.command()(up)
 app.command()(status)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(key.app, name="key")
+app.add_typer(model.app, name="model")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   ├── UnknownField            a field the API does not have
     │   ├── ForbiddenField          a field that reaches past the API into the engine
     │   ├── PayloadTooLarge         body over the size limit
+    │   ├── RequestTimedOut         its body did not arrive in time
     │   ├── PromptTooLong           prompt + max_tokens over the model's context
     │   └── CapabilityMissing       the model's engine cannot do what was asked
     ├── AuthenticationFailed        no key, an unknown key, a revoked key
@@ -79,6 +80,10 @@ class ForbiddenField(InvalidRequest):
 
 class PayloadTooLarge(InvalidRequest):
     code = "payload_too_large"
+
+
+class RequestTimedOut(InvalidRequest):
+    code = "request_timeout"
 
 
 class PromptTooLong(InvalidRequest):

@@ -29,6 +29,8 @@ class GatewaySettings(_Section):
     """Largest request body in bytes; a larger one is a 413."""
     max_json_depth: int = Field(default=64, gt=0)
     """Deepest nesting of a request body; a deeper one is a 400."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds a request body may take to arrive; a slower one is a 408."""
     connect_timeout_s: float = Field(default=2.0, gt=0)
     """Seconds to wait for a connection to an engine."""
     idle_timeout_s: float = Field(default=300.0, gt=0)

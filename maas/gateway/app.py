@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import (
+    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     GCCollector,
     PlatformCollector,
     ProcessCollector,
+    generate_latest,
 )
-from prometheus_client.asgi import make_asgi_app
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -151,7 +152,12 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 def _control_plane(relay: Relay, snapshots: SnapshotReader) -> FastAPI:
     app = FastAPI(
-        title="maas", version="0.1.0", docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        title="maas",
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,
     )
     app.state.relay = relay
     app.state.snapshots = snapshots
@@ -168,6 +174,19 @@ def _control_plane(relay: Relay, snapshots: SnapshotReader) -> FastAPI:
 
 async def _wrong_method() -> None:
     """Stand for a route that the relay answers; never reached."""
+
+
+def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        is_metrics = scope["type"] == "http" and scope["path"] == "/metrics"
+        answer = (
+            Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+            if is_metrics
+            else Response("metrics are at /metrics\n", status_code=404)
+        )
+        await answer(scope, receive, send)
+
+    return app
 
 
 def create_gateway(
@@ -215,7 +234,7 @@ def create_gateway(
     relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
     return Gateway(
         asgi=Dispatcher(relayed, _control_plane(relay, snapshots)),
-        metrics_asgi=cast("ASGIApp", make_asgi_app(registry)),
+        metrics_asgi=_metrics_app(registry),
         snapshots=snapshots,
         upstream=upstream,
         access=access,

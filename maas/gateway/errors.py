@@ -11,6 +11,7 @@ from maas.protocol.errors import encode_error
 STATUSES: dict[type[MaasError], tuple[int, str]] = {
     MaasError: (500, "server_error"),
     errors.InvalidRequest: (400, "invalid_request_error"),
+    errors.RequestTimedOut: (408, "invalid_request_error"),
     errors.PayloadTooLarge: (413, "invalid_request_error"),
     errors.AuthenticationFailed: (401, "authentication_error"),
     errors.PermissionDenied: (403, "permission_error"),

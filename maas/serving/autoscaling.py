@@ -5,7 +5,7 @@ engine says: requests running and waiting (``EngineReplica.record_autoscaling_st
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
@@ -35,7 +35,7 @@ def num_replicas_for(
 
 def scale_on_engine_load(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Serve's autoscaling policy: requests running and waiting against the target."""
-    config: AutoscalingConfig = context.config
+    config = cast("AutoscalingConfig", context.config)
     reported = (context.aggregated_metrics or {}).get(ONGOING_METRIC, {})
     wanted = num_replicas_for(
         ongoing=sum(reported.values()),

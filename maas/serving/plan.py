@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
-from maas.catalog.weights.files import source_access
+from maas.catalog.weights.files import Progress, source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
@@ -121,6 +121,14 @@ def make_plan(
         max_replicas=deployment.max_replicas,
         target_ongoing_requests=options.target_ongoing_requests,
     )
+
+
+def _in_words(progress: Progress) -> str:
+    done = f"{progress.done_bytes / 2**20:.0f} MiB"
+    if not progress.total_bytes:
+        return f"{progress.what}: {done}"
+    share = progress.done_bytes / progress.total_bytes
+    return f"{progress.what}: {share:.0%} of {progress.total_bytes / 2**20:.0f} MiB"
 
 
 def prepare_weights(

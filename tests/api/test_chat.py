@@ -1,5 +1,6 @@
 """Chat through the gateway: what goes to the engine, what comes back."""
 
+import contextlib
 import json
 import time
 
@@ -109,16 +110,17 @@ def test_silent_engine_is_given_up_after_the_idle_timeout(gateway, engine):
     assert time.monotonic() - started < 6
 
 
+def _begin_and_leave(client: httpx.Client, body: dict) -> None:
+    request = client.build_request("POST", "/v1/chat/completions", json=body, timeout=0.5)
+    with contextlib.suppress(httpx.ReadTimeout):
+        client.send(request, stream=True).close()
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_leaving_aborts_the_engine_at_once(gateway, engine, stream):
     body = {"model": "tiny", "stream": stream, "messages": [{"role": "user", "content": "slow"}]}
-    with (
-        httpx.Client(base_url=gateway.url, headers=gateway.client.headers) as leaving,
-        pytest.raises((httpx.ReadTimeout, StopIteration)),
-    ):
-        with leaving.stream("POST", "/v1/chat/completions", json=body, timeout=0.5) as answer:
-            next(answer.iter_bytes())
-            raise StopIteration
+    with httpx.Client(base_url=gateway.url, headers=gateway.client.headers) as leaving:
+        _begin_and_leave(leaving, body)
     deadline = time.monotonic() + 2
     while not engine.num_aborts and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -129,7 +129,9 @@ class FakeEngine:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
         async def event(payload: Any) -> None:
-            text = payload if isinstance(payload, str) else json.dumps(payload, separators=(",", ":"))
+            text = (
+                payload if isinstance(payload, str) else json.dumps(payload, separators=(",", ":"))
+            )
             data = f"data: {text}\n\n".encode()
             await send({"type": "http.response.body", "body": data, "more_body": True})
 

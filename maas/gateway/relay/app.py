@@ -39,6 +39,8 @@ from maas.gateway.relay.upstream import Caller, EngineAnswer, Upstream
 from maas.protocol.sse import data_event
 from maas.store.keys import check_key
 
+# Scope key: the route as the client knows it, where an app in front of the relay translates.
+SHOWN_ROUTE = "maas.route"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
 _INFERENCE_SCOPES = frozenset({"inference", "admin"})
 
@@ -205,14 +207,25 @@ class Relay:
         """Answer one request on a relayed route."""
         started = perf_counter()
         route = str(scope["path"])
+        shown_route = str(scope.get(SHOWN_ROUTE, route))
         request_id = request_id_of(scope)
         record = AccessRecord(
-            time=time.time(), request_id=request_id, route=route, model="", status=0, duration_s=0.0
+            time=time.time(),
+            request_id=request_id,
+            route=shown_route,
+            model="",
+            status=0,
+            duration_s=0.0,
         )
         try:
             caller = self.authenticate(scope, request_id)
             record.key_id = caller.key_id
-            raw = await read_body(scope, receive, max_bytes=self._settings.max_body_bytes)
+            raw = await read_body(
+                scope,
+                receive,
+                max_bytes=self._settings.max_body_bytes,
+                timeout_s=self._settings.body_timeout_s,
+            )
             entry, request = self.parse(PARSERS[route], raw)
             with while_client_listens(receive):
                 async with self.exchange(entry, request, caller, record) as exchange:

@@ -6,9 +6,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import uuid4
 
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
-from maas.core.errors import InvalidRequest, PayloadTooLarge
+from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -36,10 +36,11 @@ def bearer_of(scope: Scope) -> str:
     return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
     """Read the whole body.
 
     Raises:
+        RequestTimedOut: It did not arrive in time.
         PayloadTooLarge: It is over the limit; the rest is not read.
         InvalidRequest: It is compressed, or the client left.
     """
@@ -48,10 +49,25 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body = message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_rest(message, receive, max_bytes=max_bytes)
+    except TimeoutError as error:
+        raise RequestTimedOut(
+            f"the body did not arrive within {timeout_s:.0f} s", close=True
+        ) from error
+
+
+async def _read_rest(message: Message, receive: Receive, *, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise InvalidRequest("the client left before its request was complete")
         part = message.get("body", b"")
@@ -60,7 +76,8 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
             raise _too_large(max_bytes)
         parts.append(part)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return b"".join(parts)
+        message = await receive()
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

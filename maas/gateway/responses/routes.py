@@ -13,6 +13,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maas.core.errors import EngineError, MaasError, PayloadTooLarge
+from maas.gateway.relay.app import SHOWN_ROUTE
 from maas.gateway.responses.request import ParsedRequest, parse_request
 from maas.gateway.responses.stream import Origin, ResponseStream, whole_response
 from maas.gateway.responses.to_chat import chat_body
@@ -215,7 +216,13 @@ def _chat_scope(scope: Scope) -> Scope:
         for name, value in scope["headers"]
         if name != b"accept-encoding"  # what is read here must come as it is
     ]
-    return {**scope, "path": CHAT_PATH, "raw_path": CHAT_PATH.encode(), "headers": headers}
+    return {
+        **scope,
+        "path": CHAT_PATH,
+        "raw_path": CHAT_PATH.encode(),
+        "headers": headers,
+        SHOWN_ROUTE: scope["path"],
+    }
 
 
 async def _send_json(send: Send, status: int, body: bytes, *, headers: Headers) -> None:
