@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from typing import Literal
 
 import httpx
 import pytest
@@ -52,17 +53,17 @@ def test_many_ways_to_ask_all_work_on_the_real_engine(platform):
 
 def test_structured_output_follows_its_schema(platform):
     class City(BaseModel):
-        name: str
-        population: int
+        name: Literal["Paris", "London"]
+        is_capital: bool
 
     answer = platform.openai().chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Describe Paris as JSON."}],
         response_format=City,
-        max_tokens=60,
+        max_tokens=100,
         temperature=0,
     )
-    assert isinstance(answer.choices[0].message.parsed, City)
+    assert answer.choices[0].message.parsed.name == "Paris"
 
 
 def test_responses_api_answers_and_streams(platform):
@@ -78,7 +79,7 @@ def test_responses_api_answers_and_streams(platform):
 
 
 def test_wrong_requests_are_refused_at_once_and_the_engine_never_sees_them(platform):
-    client, raw = platform.openai(), platform.client()
+    client = platform.openai()
     ask = {"model": MODEL, "messages": QUESTION}
     with pytest.raises(NotFoundError, match=MODEL):
         client.chat.completions.create(model="gpt-5", messages=QUESTION)
@@ -97,14 +98,15 @@ def test_wrong_requests_are_refused_at_once_and_the_engine_never_sees_them(platf
     with pytest.raises(BadRequestError, match="context"):
         client.chat.completions.create(model=MODEL, messages=long)
     assert time.monotonic() - started < 2
-    assert raw.post("/v1/chat/completions", content=b"{").status_code == 400
-    assert raw.get("/v1/load_lora_adapter").status_code == 404
+    with platform.client() as raw:
+        assert raw.post("/v1/chat/completions", content=b"{").status_code == 400
+        assert raw.get("/v1/load_lora_adapter").status_code == 404
     assert platform.replicas()[0]["num_running"] == 0
 
 
 def test_key_works_when_made_and_not_after_it_is_revoked(platform):
     made = platform.cli("key", "create", "--name", "short-lived")
-    client = platform.openai().with_options(api_key=made["key"])
+    client = platform.openai(made["key"])
     assert MODEL in [model.id for model in client.models.list()]
     platform.cli("key", "revoke", made["id"])
     with pytest.raises(AuthenticationError):
