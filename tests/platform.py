@@ -136,8 +136,10 @@ class Platform:
         found = []
         for process in psutil.process_iter():
             try:
-                words = " ".join(process.cmdline())
-                if process.environ().get("MAAS_HOME") == str(self.home) or str(self.home) in words:
+                environment = process.environ()
+                marks = [*process.cmdline(), environment.get("MAASPROC", "")]
+                is_ours = environment.get("MAAS_HOME") == str(self.home)
+                if is_ours or any(str(self.home) in mark for mark in marks):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
                 continue

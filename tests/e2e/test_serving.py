@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from typing import Literal
 
@@ -193,6 +194,31 @@ def test_scaling_out_and_in_keeps_the_first_replica(platform):
     assert first in platform.ready_ids()
     platform.cli("deploy", "scale", deployment, "--replicas", "1")
     platform.wait(lambda: len(platform.ready_ids()) == 1, "the second replica to drain")
+
+
+def test_load_starts_a_second_replica_by_itself(platform):
+    deployment = platform.replicas()[0]["deployment_id"]
+    platform.cli("deploy", "scale", deployment, "--min", "1", "--max", "2")
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with platform.client() as client:
+            while not stop.is_set():
+                body = {"model": MODEL, "prompt": "Once", "max_tokens": 256, "n": 2}
+                client.post("/v1/completions", json=body)
+
+    askers = [threading.Thread(target=keep_asking) for _ in range(12)]
+    for asker in askers:
+        asker.start()
+    try:
+        platform.wait(lambda: len(platform.replicas()) == 2, "a second replica", 90)
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+    platform.cli("deploy", "scale", deployment, "--replicas", "1")
+    platform.wait(lambda: len(platform.replicas()) == 1, "one replica again")
+    platform.wait_ready()
 
 
 def test_status_is_one_json_object_with_the_contracts_fields(platform):
