@@ -97,8 +97,9 @@ def _check_weights(settings: Settings, store: Store) -> None:
     catalog = load_catalog(settings.models_dir)
     for deployment in store.deployments.list():
         card = catalog.get(deployment.model_id)
-        is_local = deployment.engine != "external" and card is not None
-        if is_local and (settings.weights_dir / card.id).exists():
+        if deployment.engine == "external" or card is None:
+            continue
+        if (settings.weights_dir / card.id).exists():
             verify_model(card, weights_dir=settings.weights_dir)
 
 

@@ -39,12 +39,14 @@ def test_engine_killed_mid_stream_is_an_error_event_then_503_then_a_new_replica(
         "messages": [{"role": "user", "content": "Write a very long story about the sea."}],
     }
     engine = platform.find("VLLM::EngineCore")
-    with platform.client() as client:
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            parts = answer.iter_text()
-            text = next(parts) + next(parts)
-            engine.send_signal(signal.SIGKILL)
-            text += "".join(parts)
+    with (
+        platform.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        parts = answer.iter_text()
+        text = next(parts) + next(parts)
+        engine.send_signal(signal.SIGKILL)
+        text += "".join(parts)
     events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
     assert "[DONE]" not in events
     assert json.loads(events[-1])["error"]["type"] == "server_error"
@@ -105,6 +107,24 @@ def test_ray_head_killed_brings_the_same_deployments_back(platform, victim):
     platform.wait(lambda: _answers(platform), "an answer")
     assert [d["id"] for d in platform.status()["deployments"]] == deployments
     assert len(_engine_processes(platform)) <= 4
+
+
+def test_deleting_a_deployment_lets_open_answers_finish(platform):
+    (deployment,) = {r["deployment_id"] for r in platform.replicas()}
+    body = {"model": MODEL, "stream": True, "max_tokens": 150, "prompt": "Once upon a time"}
+    with (
+        platform.client() as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        parts = answer.iter_text()
+        text = next(parts)
+        platform.cli("deploy", "delete", deployment)
+        text += "".join(parts)
+    assert text.rstrip().endswith("data: [DONE]")
+    platform.wait(lambda: not platform.replicas(), "the replica to go")
+    platform.cli("deploy", "create", "--model", MODEL)
+    platform.wait(platform.ready_ids, "the new deployment")
+    platform.wait(lambda: _answers(platform), "an answer")
 
 
 def test_supervisor_killed_leaves_no_process_and_make_up_brings_all_back(platform):

@@ -30,6 +30,7 @@ from maas.core.host import check_disk
 _REPO = re.compile(r"^[\w.-]+/[\w.-]+$")
 _NUMBERED = re.compile(r"\.part\d+$")
 _RECORD = ".fetched.json"
+_ORIGIN = ".source.json"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,16 @@ def _join(names: Sequence[str], folder: Path, card: ModelCard) -> str:
     return name
 
 
+def _start_folder(card: ModelCard, folder: Path) -> None:
+    """Make the folder; what another source left there is not this one's beginning."""
+    origin = json.dumps([*card.source, card.revision])
+    path = folder / _ORIGIN
+    if path.exists() and path.read_text(encoding="utf-8") != origin:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(origin, encoding="utf-8")
+
+
 def fetch_weights(
     card: ModelCard,
     folder: Path,
@@ -170,7 +181,7 @@ def fetch_weights(
         WeightsForbidden: Pickles or code, and nobody allowed them.
         DiskFull: No room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _start_folder(card, folder)
     hashes: dict[str, str] = {}
     commit: str | None = None
     for uri in card.source:

@@ -57,15 +57,22 @@ class Options:
 
 def test_small_model_on_two_cores():
     spec = tune(CARD, MACHINE, Options()).spec
-    per_token = 2 * 30 * 3 * 64 * 2
-    assert (spec.device, spec.dtype) == ("cpu", "bfloat16")
+    per_token = 2 * 30 * 3 * 64 * 4
+    assert (spec.device, spec.dtype) == ("cpu", "float32")
     assert (spec.max_model_len, spec.max_num_seqs) == (8192, 32)
     assert spec.kv_cache_bytes == 32 * 2048 * per_token
-    assert spec.max_num_batched_tokens == 4096
+    assert spec.max_num_batched_tokens == 1024
+
+
+LARGER = CARD.model_copy(update={"parameters": 6_000_000_000})
+
+
+def test_larger_model_computes_in_bfloat16_where_the_processor_has_it():
+    assert tune(LARGER, MACHINE, Options()).spec.dtype == "bfloat16"
 
 
 def test_processor_without_bf16_computes_in_float32():
-    spec = tune(CARD, replace(MACHINE, cpu_flags=frozenset({"avx2"})), Options()).spec
+    spec = tune(LARGER, replace(MACHINE, cpu_flags=frozenset({"avx2"})), Options()).spec
     assert spec.dtype == "float32"
 
 

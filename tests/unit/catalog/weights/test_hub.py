@@ -10,7 +10,7 @@ from maas.catalog.weights import http
 from maas.catalog.weights.fetch import Fetched, fetch_weights
 from maas.catalog.weights.files import Progress, SourceAccess
 from maas.core.errors import SourceUnreachable, WeightsCorrupt, WeightsForbidden
-from tests.unit.catalog.fixtures import make_card, safetensors_bytes
+from tests.unit.catalog.fixtures import make_card, safetensors_bytes, write_weights
 from tests.unit.catalog.weights.hub_server import COMMIT, FakeHub, serve
 
 WEIGHTS = safetensors_bytes(50_000)
@@ -180,3 +180,13 @@ def test_pickles_beside_safetensors_are_left_out(hub: FakeHub, tmp_path: Path) -
         "tokenizer.json",
         "model.safetensors",
     }
+
+
+def test_what_another_source_left_is_not_taken(hub: FakeHub, tmp_path: Path) -> None:
+    write_weights(tmp_path / "local", size=50_000)
+    changed = bytearray(WEIGHTS)
+    changed[-1] ^= 1
+    (tmp_path / "local" / "model.safetensors").write_bytes(changed)
+    _fetch(hub, tmp_path / "out")
+    _fetch(hub, tmp_path / "out", source=[f"file://{tmp_path}/local"])
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == changed
