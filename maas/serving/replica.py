@@ -5,6 +5,7 @@ raises and asks it for its load; gateways find the engine by its lease in the st
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import socket
@@ -17,6 +18,7 @@ from maas.core.clock import SystemClock
 from maas.core.errors import EngineError, MaasError
 from maas.core.settings import Settings
 from maas.engines.contract import EngineLoad
+from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
 from maas.engines.watch import HangDetector
@@ -30,6 +32,7 @@ from maas.store.replicas import ReplicaRepository
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
+PROBES_PER_TIMEOUT = 4
 
 
 def free_port(host: str) -> int:
@@ -58,6 +61,9 @@ class EngineReplica:
         self._hang = HangDetector(timeout_s=settings.serving.hang_timeout_s)
         self._load = EngineLoad()
         self._failure: str | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._probed_at = 0.0
+        self._is_recorded = False
         self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0))
 
         unique = serve.get_replica_context().replica_id.unique_id
@@ -123,13 +129,38 @@ class EngineReplica:
     async def _look(self) -> None:
         try:
             self._load = await self._adapter.load(self._client, self._lease.url)
-            self._hang.saw(self._load, time.monotonic())
+            # A probe nobody answers is a waiting request, whatever the engine says of itself.
+            num_unanswered = int(self._probe_again())
+            held = dataclasses.replace(
+                self._load, num_waiting=self._load.num_waiting + num_unanswered
+            )
+            self._hang.saw(held, time.monotonic())
         except EngineError:
             self._hang.missed(time.monotonic())
         if not self._engine.is_alive:
             self._failure = "the engine's process ended"
         elif self._hang.reason:
             self._failure = self._hang.reason
+
+    def _probe_again(self) -> bool:
+        """Keep a probe going every few seconds; say whether one is unanswered."""
+        now = time.monotonic()
+        if self._probe is not None and not self._probe.done():
+            return True
+        if now - self._probed_at >= self._serving.hang_timeout_s / PROBES_PER_TIMEOUT:
+            self._probed_at = now
+            self._probe = asyncio.create_task(self._ask_for_one_token())
+        return False
+
+    async def _ask_for_one_token(self) -> None:
+        with contextlib.suppress(EngineError):
+            await probe(
+                self._client,
+                self._lease.url,
+                model=self._lease.engine_model,
+                task=self._plan.card.task,
+                timeout_s=2 * self._serving.hang_timeout_s,
+            )
 
     async def _publish(self) -> None:
         # An engine known to be broken lets its lease run out: nobody should be sent there.
