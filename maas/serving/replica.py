@@ -185,9 +185,12 @@ class EngineReplica:
         """
         if self._failure is None:
             return
-        failure, self._recorded = self._failure, True
-        await asyncio.to_thread(self._deployments.record_failure, self._plan.deployment_id, failure)
-        raise RuntimeError(failure)
+        if not self._is_recorded:
+            self._is_recorded = True
+            await asyncio.to_thread(
+                self._deployments.record_failure, self._plan.deployment_id, self._failure
+            )
+        raise RuntimeError(self._failure)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Report the requests this engine holds, running and waiting."""
