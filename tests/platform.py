@@ -36,6 +36,7 @@ class Platform:
     metrics_port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    clients: list[OpenAI] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -122,16 +123,23 @@ class Platform:
             base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=120
         )
 
-    def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
+    def openai(self, key: str | None = None) -> OpenAI:
+        """Return an SDK client, closed when the platform is let go."""
+        client = OpenAI(
+            base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=120
+        )
+        self.clients.append(client)
+        return client
 
     def processes(self) -> list[psutil.Process]:
         """Every process that belongs to this platform, whoever its parent is now."""
         found = []
         for process in psutil.process_iter():
             try:
-                words = " ".join(process.cmdline())
-                if process.environ().get("MAAS_HOME") == str(self.home) or str(self.home) in words:
+                environment = process.environ()
+                marks = [*process.cmdline(), environment.get("MAASPROC", "")]
+                is_ours = environment.get("MAAS_HOME") == str(self.home)
+                if is_ours or any(str(self.home) in mark for mark in marks):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
                 continue
@@ -172,6 +180,8 @@ def running_platform(home: Path, **settings: str) -> Iterator[Platform]:
         platform.start()
         yield platform
     finally:
+        for client in platform.clients:
+            client.close()
         try:
             platform.stop()
         finally:

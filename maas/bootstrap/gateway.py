@@ -14,7 +14,7 @@ from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
-from maas.engines.contract import EngineCapabilities
+from maas.engines.contract import EngineCapabilities, for_task
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
@@ -53,6 +53,7 @@ def connect_with(
 ) -> Callable[[Deployment], tuple[EngineCapabilities, str | None]]:
     """Return what tells the gateway how to talk to a deployment's engine."""
     secrets = SecretBox(settings.home)
+    catalog = load_catalog(settings.models_dir)
 
     def connect(deployment: Deployment) -> tuple[EngineCapabilities, str | None]:
         options = deployment.options
@@ -60,7 +61,9 @@ def connect_with(
         authorization = f"Bearer {secrets.open(str(sealed))}" if sealed else None
         if deployment.engine == "external":
             return declared(options.get("capabilities") or {}), authorization
-        return get_engine(deployment.engine).capabilities, authorization
+        capabilities = get_engine(deployment.engine).capabilities
+        card = catalog.get(deployment.model_id)
+        return (for_task(capabilities, card.task) if card else capabilities), authorization
 
     return connect
 

@@ -1,5 +1,6 @@
 """The only place that wires things together."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,11 @@ def save_settings(settings: Settings) -> Path:
     path = settings.home / "run" / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
-    path.write_text(settings.model_dump_json(indent=2), encoding="utf-8")
+    values = settings.model_dump(mode="json")
+    if settings.hf_token is not None:
+        # A dump masks secrets; the processes that fetch weights need this one.
+        values["hf_token"] = settings.hf_token.get_secret_value()
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
     return path
 
 

@@ -5,6 +5,8 @@ import sys
 import typer
 
 from maas.cli import deploy, key, model
+from maas.cli.chat import chat
+from maas.cli.doctor import doctor
 from maas.cli.output import fail
 from maas.cli.status import status
 from maas.cli.up import up
@@ -26,6 +28,8 @@ def root() -> None:
 
 app.command()(up)
 app.command()(status)
+app.command()(doctor)
+app.command()(chat)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(key.app, name="key")
 app.add_typer(model.app, name="model")

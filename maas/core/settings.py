@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -110,6 +110,12 @@ class Settings(_Section):
         """Folder of prepared weights, one folder a model."""
         return self.home / "models"
 
+    def resolved(self) -> Self:
+        """Return the same settings with absolute paths, ``~`` filled in."""
+        paths = {"home": self.home, "models_dir": self.models_dir}
+        absolute = {name: path.expanduser().absolute() for name, path in paths.items()}
+        return self.model_copy(update=absolute)
+
     @property
     def logs_dir(self) -> Path:
         """Folder of logs, one file a process."""
@@ -124,9 +130,22 @@ def _environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
         node = layer
         *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
         for parent in parents:
-            node = node.setdefault(parent, {})
+            below = node.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise _both_value_and_section(parent)
+            node = cast("_Layer", below)
+        if isinstance(node.get(leaf), dict):
+            raise _both_value_and_section(leaf)
         node[leaf] = value
     return layer
+
+
+def _both_value_and_section(name: str) -> ConfigError:
+    variable = ENV_PREFIX + name.upper()
+    return ConfigError(
+        f"{variable} and {variable}__... are both set; keep the one that docs/operators.md names",
+        param=name,
+    )
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,4 +200,4 @@ def load_settings(
             f"setting {name!r} ({variable}): {first['msg']}; see docs/operators.md for the names",
             param=name,
         ) from error
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+    return settings.resolved()

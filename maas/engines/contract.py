@@ -4,7 +4,7 @@ An adapter holds no state and starts nothing. It says how to start the engine's 
 and how to read it; ``maas.engines.process`` does the starting and stopping.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -42,6 +42,13 @@ class EngineCapabilities:
     cache_salt: bool = False
     abort_on_disconnect: bool = False
     runtime_adapters: bool = False
+
+
+def for_task(capabilities: EngineCapabilities, task: Task) -> EngineCapabilities:
+    """Return what is left of an engine's capabilities when it serves a model of this task."""
+    if task == "embed":
+        return replace(capabilities, chat=False, completions=False)
+    return replace(capabilities, embeddings=False)
 
 
 @dataclass(frozen=True)

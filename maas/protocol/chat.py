@@ -4,10 +4,10 @@ Unknown fields are refused. What is decoded here is encoded again for the engine
 what was checked goes on: a key given twice, or escaped, cannot smuggle anything.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -86,7 +86,7 @@ class Function(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     name: Name
     description: str | None = None
-    parameters: Raw | None = None
+    parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
@@ -114,7 +114,7 @@ class JsonSchema(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The schema an answer must follow."""
 
     name: Name
-    schema: Raw | None = None
+    schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
 

@@ -20,8 +20,8 @@ from maas.engines.contract import EngineLoad
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
 from maas.engines.watch import HangDetector
-from maas.serving.autoscaling import ONGOING_METRIC
 from maas.serving.plan import DeploymentPlan, prepare_weights
+from maas.serving.scaling import ONGOING_METRIC
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
 from maas.store.records import Replica, ReplicaState

@@ -109,6 +109,24 @@ def test_ray_head_killed_brings_the_same_deployments_back(platform, victim):
     assert len(_engine_processes(platform)) <= 4
 
 
+def test_deleting_a_deployment_lets_open_answers_finish(platform):
+    (deployment,) = {r["deployment_id"] for r in platform.replicas()}
+    body = {"model": MODEL, "stream": True, "max_tokens": 150, "prompt": "Once upon a time"}
+    with (
+        platform.client() as client,
+        client.stream("POST", "/v1/completions", json=body) as answer,
+    ):
+        parts = answer.iter_text()
+        text = next(parts)
+        platform.cli("deploy", "delete", deployment)
+        text += "".join(parts)
+    assert text.rstrip().endswith("data: [DONE]")
+    platform.wait(lambda: not platform.replicas(), "the replica to go")
+    platform.cli("deploy", "create", "--model", MODEL)
+    platform.wait(platform.ready_ids, "the new deployment")
+    platform.wait(lambda: _answers(platform), "an answer")
+
+
 def test_supervisor_killed_leaves_no_process_and_make_up_brings_all_back(platform):
     deployments = [d["id"] for d in platform.status()["deployments"]]
     platform.process.kill()

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 import time
+from typing import Literal
 
 import httpx
 import pytest
@@ -52,17 +54,17 @@ def test_many_ways_to_ask_all_work_on_the_real_engine(platform):
 
 def test_structured_output_follows_its_schema(platform):
     class City(BaseModel):
-        name: str
-        population: int
+        name: Literal["Paris", "London"]
+        is_capital: bool
 
     answer = platform.openai().chat.completions.parse(
         model=MODEL,
         messages=[{"role": "user", "content": "Describe Paris as JSON."}],
         response_format=City,
-        max_tokens=60,
+        max_tokens=100,
         temperature=0,
     )
-    assert isinstance(answer.choices[0].message.parsed, City)
+    assert answer.choices[0].message.parsed.name == "Paris"
 
 
 def test_responses_api_answers_and_streams(platform):
@@ -78,7 +80,7 @@ def test_responses_api_answers_and_streams(platform):
 
 
 def test_wrong_requests_are_refused_at_once_and_the_engine_never_sees_them(platform):
-    client, raw = platform.openai(), platform.client()
+    client = platform.openai()
     ask = {"model": MODEL, "messages": QUESTION}
     with pytest.raises(NotFoundError, match=MODEL):
         client.chat.completions.create(model="gpt-5", messages=QUESTION)
@@ -97,14 +99,15 @@ def test_wrong_requests_are_refused_at_once_and_the_engine_never_sees_them(platf
     with pytest.raises(BadRequestError, match="context"):
         client.chat.completions.create(model=MODEL, messages=long)
     assert time.monotonic() - started < 2
-    assert raw.post("/v1/chat/completions", content=b"{").status_code == 400
-    assert raw.get("/v1/load_lora_adapter").status_code == 404
+    with platform.client() as raw:
+        assert raw.post("/v1/chat/completions", content=b"{").status_code == 400
+        assert raw.get("/v1/load_lora_adapter").status_code == 404
     assert platform.replicas()[0]["num_running"] == 0
 
 
 def test_key_works_when_made_and_not_after_it_is_revoked(platform):
     made = platform.cli("key", "create", "--name", "short-lived")
-    client = platform.openai().with_options(api_key=made["key"])
+    client = platform.openai(made["key"])
     assert MODEL in [model.id for model in client.models.list()]
     platform.cli("key", "revoke", made["id"])
     with pytest.raises(AuthenticationError):
@@ -191,6 +194,31 @@ def test_scaling_out_and_in_keeps_the_first_replica(platform):
     assert first in platform.ready_ids()
     platform.cli("deploy", "scale", deployment, "--replicas", "1")
     platform.wait(lambda: len(platform.ready_ids()) == 1, "the second replica to drain")
+
+
+def test_load_starts_a_second_replica_by_itself(platform):
+    deployment = platform.replicas()[0]["deployment_id"]
+    platform.cli("deploy", "scale", deployment, "--min", "1", "--max", "2")
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        with platform.client() as client:
+            while not stop.is_set():
+                body = {"model": MODEL, "prompt": "Once", "max_tokens": 256, "n": 2}
+                client.post("/v1/completions", json=body)
+
+    askers = [threading.Thread(target=keep_asking) for _ in range(12)]
+    for asker in askers:
+        asker.start()
+    try:
+        platform.wait(lambda: len(platform.replicas()) == 2, "a second replica", 90)
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+    platform.cli("deploy", "scale", deployment, "--replicas", "1")
+    platform.wait(lambda: len(platform.replicas()) == 1, "one replica again")
+    platform.wait_ready()
 
 
 def test_status_is_one_json_object_with_the_contracts_fields(platform):
