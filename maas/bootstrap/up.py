@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from maas.engines.orphans import kill_orphans
 from maas.engines.prepare import verify_model
 from maas.serving.head import address_file, ensure_token, ray_environment
 from maas.serving.supervisor import ProcessSpec, Supervisor
-from maas.store.records import Deployment, DeploymentStatus
+from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 
 MIN_DISK_BYTES = 512 * 2**20
 _POLL_S = 0.1
@@ -131,12 +132,20 @@ def platform_memory_bytes() -> int:
     return total
 
 
-def _unready(deployments: tuple[Deployment, ...]) -> str:
-    """Say which deployment is not up yet; one that was refused is not waited for."""
+def _unready(deployments: tuple[Deployment, ...], live: tuple[Replica, ...]) -> str:
+    """Say which deployment is not up yet; one that was refused is not waited for.
+
+    A status alone would do for a first start only: it is what the last run left.
+    """
+    ready = Counter(item.deployment_id for item in live if item.state is ReplicaState.READY)
     for deployment in deployments:
-        is_settled = deployment.status in {DeploymentStatus.RUNNING, DeploymentStatus.REFUSED}
-        if not is_settled and deployment.deleted_at is None:
-            return f"{deployment.model_id}: {deployment.reason or deployment.status}"
+        is_waited_for = (
+            deployment.deleted_at is None and deployment.status is not DeploymentStatus.REFUSED
+        )
+        if is_waited_for and ready[deployment.id] < deployment.min_replicas:
+            is_stale = deployment.status is DeploymentStatus.RUNNING
+            status = DeploymentStatus.STARTING if is_stale else deployment.status
+            return f"{deployment.model_id}: {deployment.reason or status}"
     return ""
 
 
@@ -158,7 +167,8 @@ async def _watch(settings: Settings, store: Store, report: Callable[[Progress], 
                 waiting_for = "the gateway"
             else:
                 deployments = await asyncio.to_thread(store.deployments.list)
-                waiting_for = _unready(deployments)
+                live = await asyncio.to_thread(store.replicas.live)
+                waiting_for = _unready(deployments, live)
                 if waiting_for and not address_file(settings).exists():
                     waiting_for = "Ray"
             memory_bytes = await asyncio.to_thread(platform_memory_bytes)
