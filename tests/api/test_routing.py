@@ -104,7 +104,7 @@ def test_same_prompt_goes_to_the_same_replica_and_load_spreads(gateway):
         with ThreadPoolExecutor(12) as pool:
             body = {"model": "two", "max_tokens": 400}
             done = pool.map(
-                lambda _: gateway.chat("slow", stream=True, **body).status_code, range(8)
+                lambda _: gateway.chat("slow", stream=True, **body).status_code, range(12)
             )
         assert list(done) == [200] * 12
         assert min(len(first.requests), len(second.requests)) >= 2
