@@ -80,6 +80,9 @@ def _prepare(settings: Settings) -> Store:
     store = open_store(settings)
     ensure_token(settings)
     address_file(settings).unlink(missing_ok=True)
+    if settings.serving.ray_address is None:
+        # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
+        store.replicas.clear()
     is_first_start = ensure_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():
         create_deployment(
