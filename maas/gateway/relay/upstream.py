@@ -267,7 +267,7 @@ class Upstream:
             request,
             engine_model=replica.engine_model,
             extra=salt,
-            is_legacy=not capabilities.max_completion_tokens,
+            capabilities=capabilities,
         )
         headers = {"Content-Type": "application/json", "X-Request-Id": caller.request_id}
         if target.authorization:
