@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from uuid import uuid4
 
 from starlette.types import Receive, Scope
 
 from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
+from maas.gateway.direct import DirectClient
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -84,8 +85,12 @@ class ClientLeft(Exception):
 
 
 @contextmanager
-def while_client_listens(receive: Receive) -> Generator[None]:
+def while_client_listens(receive: Receive, client: DirectClient | None) -> Generator[None]:
     """Cancel the work inside as soon as the client closes its connection.
+
+    Args:
+        receive: Tells when the client leaves, where ``client`` cannot.
+        client: The client's connection, where nothing is in between; watching it costs no task.
 
     Raises:
         ClientLeft: It did.
@@ -95,14 +100,12 @@ def while_client_listens(receive: Receive) -> Generator[None]:
         raise RuntimeError("needs a running task")
     has_left = False
 
-    def leave(_: "asyncio.Task[object]") -> None:
+    def leave() -> None:
         nonlocal has_left
-        if not watch.cancelled():
-            has_left = True
-            task.cancel()
+        has_left = True
+        task.cancel()
 
-    watch: asyncio.Task[object] = asyncio.ensure_future(receive())  # type: ignore[arg-type]
-    watch.add_done_callback(leave)
+    unwatch = _watch(receive, leave) if client is None else _watch_direct(client, leave)
     try:
         yield
     except asyncio.CancelledError:
@@ -111,5 +114,30 @@ def while_client_listens(receive: Receive) -> Generator[None]:
             raise ClientLeft from None
         raise
     finally:
-        watch.remove_done_callback(leave)
+        unwatch()
+
+
+def _watch(receive: Receive, leave: Callable[[], None]) -> Callable[[], None]:
+    watch: asyncio.Task[object] = asyncio.ensure_future(receive())  # type: ignore[arg-type]
+
+    def on_done(_: "asyncio.Task[object]") -> None:
+        if not watch.cancelled():
+            leave()
+
+    def unwatch() -> None:
+        watch.remove_done_callback(on_done)
         watch.cancel()
+
+    watch.add_done_callback(on_done)
+    return unwatch
+
+
+def _watch_direct(client: DirectClient, leave: Callable[[], None]) -> Callable[[], None]:
+    if client.is_lost:
+        raise ClientLeft
+    client.on_lost = leave
+
+    def unwatch() -> None:
+        client.on_lost = None
+
+    return unwatch
