@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -41,6 +43,15 @@ def origin_of(url: str) -> Origin:
 
 class _ClosedUnanswered(ConnectionResetError):
     """A connection was closed before a byte of the answer came."""
+
+
+@asynccontextmanager
+async def _refused_after(seconds: float) -> AsyncGenerator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise ConnectionRefusedError(f"no connection within {seconds:.0f} s") from error
 
 
 class EnginePool:
@@ -97,7 +108,8 @@ class EnginePool:
             raise Unavailable("too many requests are open; try again shortly")
         self._num_connecting += 1
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            # A timeout here is a refused connection; only a silent answer is a TimeoutError.
+            async with _refused_after(self._connect_timeout_s):
                 _, connection = await self._loop.create_connection(
                     lambda: EngineConnection(home, self.now, self._open.discard),
                     origin.host,

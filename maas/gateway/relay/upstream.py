@@ -15,15 +15,17 @@ from maas.core.errors import (
     MaasError,
     NoReplica,
     PromptTooLong,
+    Unavailable,
 )
 from maas.core.settings import GatewaySettings
 from maas.gateway.relay.engine_http import EngineResponse
-from maas.gateway.relay.engine_pool import EnginePool, origin_of
+from maas.gateway.relay.engine_pool import EnginePool, Origin, origin_of
 from maas.gateway.relay.metering import Latencies, Meter
 from maas.gateway.relay.requests import EngineRequest, encode_for
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import ModelEntry, Target
 from maas.gateway.relay.streams import StreamFilter, Usage, usage_of
+from maas.protocol.embeddings import EmbeddingRequest
 
 MAX_ATTEMPTS = 3
 _PATH = re.compile(r"(/[\w.@+-]+){2,}")
@@ -302,42 +304,53 @@ class Upstream:
                     ) from error
                 self._meter.num_retries += 1
 
+    def _silent(self) -> Unavailable:
+        """Return the error for an engine that took a request and says nothing.
+
+        Not one to try elsewhere: the engine may still be computing it.
+        """
+        seconds = self._settings.idle_timeout_s
+        return Unavailable(f"the engine was silent for {seconds:.0f} s; try again, or stream")
+
     async def _ask(self, target: Target, request: EngineRequest, caller: Caller) -> EngineAnswer:
         if self._pool is None:
             raise RuntimeError("start() was not called")
-        replica, capabilities = target.replica, target.capabilities
-        salt = b""
-        if capabilities.cache_salt and not request.path.endswith("embeddings"):
-            salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
-        body = encode_for(
-            request,
-            engine_model=replica.engine_model,
-            extra=salt,
-            capabilities=capabilities,
-        )
-        origin = origin_of(replica.url)
-        head = (
-            f"POST {origin.base_path}{request.path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
-            f"Content-Type: application/json\r\nX-Request-Id: {caller.request_id}\r\n"
-            f"Content-Length: {len(body)}\r\n"
-        )
-        if target.authorization:
-            head += f"Authorization: {target.authorization}\r\n"
+        origin = origin_of(target.replica.url)
         try:
-            response = await self._pool.post(origin, f"{head}\r\n".encode("latin-1") + body)
+            response = await self._pool.post(origin, _encode(origin, target, request, caller))
+            try:
+                if response.status != 200:
+                    raise refusal_of(response.status, await response.read())
+                # With the first bytes in hand, another replica can still be asked if this one died.
+                first = await response.readany() if request.is_stream else await response.read()
+                if not first:
+                    raise EngineUnreachable("the engine answered nothing")
+            except BaseException:
+                response.close()
+                raise
+        except TimeoutError as error:
+            raise self._silent() from error
         except OSError as error:
             raise EngineUnreachable("the engine does not answer") from error
-        try:
-            if response.status != 200:
-                raise refusal_of(response.status, await response.read())
-            # With the first bytes in hand, another replica can still be asked if this one died.
-            first = await response.readany() if request.is_stream else await response.read()
-            if not first:
-                raise EngineUnreachable("the engine answered nothing")
-        except OSError as error:
-            response.close()
-            raise EngineUnreachable("the engine stopped before its first byte") from error
-        except BaseException:
-            response.close()
-            raise
         return EngineAnswer(response, first, target, request)
+
+
+def _encode(origin: Origin, target: Target, request: EngineRequest, caller: Caller) -> bytes:
+    """Return the whole request, head and body, as one piece."""
+    salt = b""
+    if target.capabilities.cache_salt and not isinstance(request.body, EmbeddingRequest):
+        salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
+    body = encode_for(
+        request,
+        engine_model=target.replica.engine_model,
+        extra=salt,
+        capabilities=target.capabilities,
+    )
+    head = (
+        f"POST {origin.base_path}{request.path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+        f"Content-Type: application/json\r\nX-Request-Id: {caller.request_id}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    if target.authorization:
+        head += f"Authorization: {target.authorization}\r\n"
+    return f"{head}\r\n".encode("latin-1") + body
