@@ -1,4 +1,4 @@
-"""The engines under test: each is started once for the folder, by the first test that asks for it."""
+"""The engines under test: each is started once a session, by the first test that asks for it."""
 
 import json
 import shutil
@@ -132,7 +132,7 @@ class EnginePool:
                 await served.engine.stop(grace_s=5)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def smollm2_dir_if_wanted(request: pytest.FixtureRequest) -> Path | None:
     """The real weights, unless only the fake engine is tested."""
     if any(item.get_closest_marker("engine") for item in request.session.items):
@@ -140,7 +140,7 @@ def smollm2_dir_if_wanted(request: pytest.FixtureRequest) -> Path | None:
     return None
 
 
-@pytest_asyncio.fixture(scope="package", loop_scope="session")
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def pool(
     tmp_path_factory: pytest.TempPathFactory, smollm2_dir_if_wanted: Path | None
 ) -> AsyncIterator[EnginePool]:
@@ -157,7 +157,7 @@ def _real(name: str):
 
 
 @pytest_asyncio.fixture(
-    loop_scope="package", params=["fake", _real("vllm"), _real("external"), _real("transformers")]
+    loop_scope="session", params=["fake", _real("vllm"), _real("external"), _real("transformers")]
 )
 async def served(request: pytest.FixtureRequest, pool: EnginePool) -> Served:
     return await pool.get(request.param)
