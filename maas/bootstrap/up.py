@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import aiohttp
 import psutil
 
 from maas.bootstrap.deployments import create_deployment
-from maas.bootstrap.keys import ensure_admin_key
+from maas.bootstrap.keys import ensure_admin_key, has_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import AlreadyRunning
@@ -23,7 +24,7 @@ from maas.engines.orphans import kill_orphans
 from maas.engines.prepare import verify_model
 from maas.serving.head import address_file, ensure_token, ray_environment
 from maas.serving.supervisor import ProcessSpec, Supervisor
-from maas.store.records import Deployment, DeploymentStatus
+from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 
 MIN_DISK_BYTES = 512 * 2**20
 _POLL_S = 0.1
@@ -79,11 +80,16 @@ def _prepare(settings: Settings) -> Store:
     store = open_store(settings)
     ensure_token(settings)
     address_file(settings).unlink(missing_ok=True)
-    is_first_start = ensure_admin_key(settings, store)
+    if settings.serving.ray_address is None:
+        # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
+        store.replicas.clear()
+    # The key last: a first start that was refused is still the first one next time.
+    is_first_start = not has_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():
         create_deployment(
             settings, store, model_id=settings.model, engine=settings.engine, options={}
         )
+    ensure_admin_key(settings, store)
     _check_weights(settings, store)
     return store
 
@@ -131,12 +137,20 @@ def platform_memory_bytes() -> int:
     return total
 
 
-def _unready(deployments: tuple[Deployment, ...]) -> str:
-    """Say which deployment is not up yet; one that was refused is not waited for."""
+def _unready(deployments: tuple[Deployment, ...], live: tuple[Replica, ...]) -> str:
+    """Say which deployment is not up yet; one that was refused is not waited for.
+
+    A status alone would do for a first start only: it is what the last run left.
+    """
+    ready = Counter(item.deployment_id for item in live if item.state is ReplicaState.READY)
     for deployment in deployments:
-        is_settled = deployment.status in {DeploymentStatus.RUNNING, DeploymentStatus.REFUSED}
-        if not is_settled and deployment.deleted_at is None:
-            return f"{deployment.model_id}: {deployment.reason or deployment.status}"
+        is_waited_for = (
+            deployment.deleted_at is None and deployment.status is not DeploymentStatus.REFUSED
+        )
+        if is_waited_for and ready[deployment.id] < deployment.min_replicas:
+            is_stale = deployment.status is DeploymentStatus.RUNNING
+            status = DeploymentStatus.STARTING if is_stale else deployment.status
+            return f"{deployment.model_id}: {deployment.reason or status}"
     return ""
 
 
@@ -158,7 +172,8 @@ async def _watch(settings: Settings, store: Store, report: Callable[[Progress], 
                 waiting_for = "the gateway"
             else:
                 deployments = await asyncio.to_thread(store.deployments.list)
-                waiting_for = _unready(deployments)
+                live = await asyncio.to_thread(store.replicas.live)
+                waiting_for = _unready(deployments, live)
                 if waiting_for and not address_file(settings).exists():
                     waiting_for = "Ray"
             memory_bytes = await asyncio.to_thread(platform_memory_bytes)

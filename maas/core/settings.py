@@ -60,8 +60,6 @@ class ServingSettings(_Section):
     """Longest pause between two starts of a deployment that fails."""
     ray_address: str | None = None
     """Address of an existing Ray cluster; none means: start one on loopback."""
-    ray_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the local Ray head; 0 takes a free one."""
     object_store_bytes: int = Field(default=80 * 2**20, ge=76 * 2**20)
     """Ray's shared memory. Small: no model bytes pass through it."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 
 from maas.core.errors import EngineError, EngineUnreachable
+from maas.engines.contract import Task
 
 _FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=3.0)
@@ -65,6 +66,25 @@ async def post(
             return response.status, await response.text()
     except _FAILURES as error:
         raise EngineUnreachable(f"POST {url}: {error or type(error).__name__}") from error
+
+
+async def probe(
+    client: aiohttp.ClientSession, url: str, *, model: str, task: Task, timeout_s: float
+) -> None:
+    """Ask for one token (or one embedding), and throw the answer away.
+
+    An engine whose core hangs still answers ``/health`` and still says that it is idle, because
+    its front end does: only an answer shows that it computes.
+
+    Raises:
+        EngineUnreachable: No answer within ``timeout_s``.
+    """
+    if task == "embed":
+        body: dict[str, Any] = {"model": model, "input": "a"}
+        await post(client, f"{url}/v1/embeddings", body, timeout_s=timeout_s)
+        return
+    body = {"model": model, "prompt": "a", "max_tokens": 1}
+    await post(client, f"{url}/v1/completions", body, timeout_s=timeout_s)
 
 
 def refuse(action: str, status: int, body: str) -> EngineError:

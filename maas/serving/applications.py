@@ -92,16 +92,16 @@ class ServeCluster:
 
     @staticmethod
     def _scaling(plan: DeploymentPlan) -> dict[str, Any]:
-        if plan.min_replicas == plan.max_replicas:
-            return {"num_replicas": plan.min_replicas}
+        # Also where the bounds are equal: a replica that started without it never reports its
+        # load, so the deployment could not be given other bounds later.
         return {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=plan.min_replicas,
                 max_replicas=plan.max_replicas,
                 target_ongoing_requests=plan.target_ongoing_requests,
-                look_back_period_s=10.0,
-                upscale_delay_s=5.0,
-                downscale_delay_s=120.0,
+                look_back_period_s=15.0,
+                upscale_delay_s=2.0,
+                downscale_delay_s=60.0,
                 policy=AutoscalingPolicy(policy_function=autoscaling.scale_on_engine_load),
             )
         }

@@ -53,6 +53,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         "RAY_memory_monitor_refresh_ms": "0",
     }
 
@@ -62,8 +63,10 @@ def ensure_token(settings: Settings) -> None:
     path = settings.home / "run" / "ray.token"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32), encoding="utf-8")
+        written = path.with_suffix(".new")
+        written.touch(mode=0o600)
+        written.write_text(secrets.token_hex(32), encoding="utf-8")
+        written.replace(path)
 
 
 def _session_dir(settings: Settings) -> Path:
@@ -71,7 +74,7 @@ def _session_dir(settings: Settings) -> Path:
     digest = hashlib.sha256(str(settings.home).encode()).hexdigest()[:8]
     path = Path(tempfile.gettempdir()) / f"maas-{os.getuid()}-{digest}"
     path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    if path.lstat().st_uid != os.getuid():
         raise HostError(f"{path} belongs to another user; remove it or set TMPDIR")
     for session in path.glob("session_*"):
         shutil.rmtree(session, ignore_errors=True)

@@ -5,6 +5,7 @@ raises and asks it for its load; gateways find the engine by its lease in the st
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import socket
@@ -17,6 +18,7 @@ from maas.core.clock import SystemClock
 from maas.core.errors import EngineError, MaasError
 from maas.core.settings import Settings
 from maas.engines.contract import EngineLoad
+from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
 from maas.engines.watch import HangDetector
@@ -30,6 +32,7 @@ from maas.store.replicas import ReplicaRepository
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 5.0
+PROBES_PER_TIMEOUT = 4
 
 
 def free_port(host: str) -> int:
@@ -58,12 +61,19 @@ class EngineReplica:
         self._hang = HangDetector(timeout_s=settings.serving.hang_timeout_s)
         self._load = EngineLoad()
         self._failure: str | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._probed_at = 0.0
+        self._is_recorded = False
         self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0))
 
         unique = serve.get_replica_context().replica_id.unique_id
         prepared = await asyncio.to_thread(prepare_weights, plan, settings)
         spec = dataclasses.replace(
-            plan.spec, model_dir=prepared.model_dir, port=free_port(plan.spec.host)
+            plan.spec,
+            model_dir=prepared.model_dir,
+            port=free_port(plan.spec.host),
+            # What engines compile or look up once is kept between starts.
+            cache_dir=settings.home / "cache" / plan.engine,
         )
         self._lease = Replica(
             id=f"{plan.deployment_id}-{unique}",
@@ -123,7 +133,12 @@ class EngineReplica:
     async def _look(self) -> None:
         try:
             self._load = await self._adapter.load(self._client, self._lease.url)
-            self._hang.saw(self._load, time.monotonic())
+            # A probe nobody answers is a waiting request, whatever the engine says of itself.
+            num_unanswered = int(self._probe_again())
+            held = dataclasses.replace(
+                self._load, num_waiting=self._load.num_waiting + num_unanswered
+            )
+            self._hang.saw(held, time.monotonic())
         except EngineError:
             self._hang.missed(time.monotonic())
         if not self._engine.is_alive:
@@ -131,17 +146,39 @@ class EngineReplica:
         elif self._hang.reason:
             self._failure = self._hang.reason
 
+    def _probe_again(self) -> bool:
+        """Keep a probe going every few seconds; say whether one is unanswered."""
+        now = time.monotonic()
+        if self._probe is not None and not self._probe.done():
+            return True
+        if now - self._probed_at >= self._serving.hang_timeout_s / PROBES_PER_TIMEOUT:
+            self._probed_at = now
+            self._probe = asyncio.create_task(self._ask_for_one_token())
+        return False
+
+    async def _ask_for_one_token(self) -> None:
+        with contextlib.suppress(EngineError):
+            await probe(
+                self._client,
+                self._lease.url,
+                model=self._lease.engine_model,
+                task=self._plan.card.task,
+                timeout_s=2 * self._serving.hang_timeout_s,
+            )
+
     async def _publish(self) -> None:
         # An engine known to be broken lets its lease run out: nobody should be sent there.
         if self._failure:
             await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
             return
+        memory_bytes = await asyncio.to_thread(self._engine.memory_bytes)
+        # No await from here to the copy: its state may have changed meanwhile.
         self._lease = dataclasses.replace(
             self._lease,
             num_running=self._load.num_running,
             num_waiting=self._load.num_waiting,
             kv_cache_usage=self._load.kv_cache_usage,
-            memory_bytes=await asyncio.to_thread(self._engine.memory_bytes),
+            memory_bytes=memory_bytes,
             expires_at=self._clock.now() + self._serving.lease_ttl_s,
         )
         await asyncio.to_thread(self._replicas.publish, self._lease)
@@ -152,11 +189,17 @@ class EngineReplica:
         Raises:
             RuntimeError: The engine died or hangs; Serve replaces the replica.
         """
+        if self._heartbeat.done():
+            # Without heartbeats nobody sends requests here: as good as dead.
+            self._failure = "the replica's heartbeat ended"
         if self._failure is None:
             return
-        failure, self._recorded = self._failure, True
-        await asyncio.to_thread(self._deployments.record_failure, self._plan.deployment_id, failure)
-        raise RuntimeError(failure)
+        if not self._is_recorded:
+            self._is_recorded = True
+            await asyncio.to_thread(
+                self._deployments.record_failure, self._plan.deployment_id, self._failure
+            )
+        raise RuntimeError(self._failure)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Report the requests this engine holds, running and waiting."""

@@ -191,7 +191,7 @@ class Relay:
             NoReplica: None is ready, or none answers.
         """
         started = perf_counter()
-        shown_name = record.model = entry.name
+        shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
         answer = await self._upstream.open(entry, request, caller)
         first_byte = perf_counter()
@@ -218,9 +218,8 @@ class Relay:
                 cached = usage.prompt_tokens_details.cached_tokens or 0
         record.num_completion_tokens = completion
         record.num_prompt_tokens, record.num_cached_tokens = prompt, cached
-        self._meter.count_tokens(entry.root, "prompt", prompt)
-        self._meter.count_tokens(entry.root, "cached", cached)
-        self._meter.count_tokens(entry.root, "completion", completion)
+        for kind, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
+            self._meter.count_tokens(entry.root, record.replica, kind, count)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request on a relayed route."""
@@ -301,5 +300,5 @@ class Relay:
     def finish(self, record: AccessRecord, started: float) -> None:
         """Count and log a request that was answered."""
         record.duration_s = perf_counter() - started
-        self._meter.count_request(record.model, record.route, record.status)
+        self._meter.count_request(record)
         self._access.add(record)

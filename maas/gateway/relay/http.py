@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Receive, Scope
 
 from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
 from maas.gateway.direct import DirectClient
@@ -50,22 +50,17 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body = message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_rest(message, receive, max_bytes=max_bytes)
+            return await _read_all(receive, max_bytes=max_bytes)
     except TimeoutError as error:
         raise RequestTimedOut(
             f"the body did not arrive within {timeout_s:.0f} s", close=True
         ) from error
 
 
-async def _read_rest(message: Message, receive: Receive, *, max_bytes: int) -> bytes:
+async def _read_all(receive: Receive, *, max_bytes: int) -> bytes:
+    message = await receive()
     parts: list[bytes] = []
     size = 0
     while True:

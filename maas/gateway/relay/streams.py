@@ -94,7 +94,7 @@ class StreamFilter:
         return b"".join(
             event + EVENT_END
             for event in chunk.split(EVENT_END)[:-1]
-            if self._passes(event) and not self.has_failed
+            if not self.has_failed and self._passes(event)
         )
 
     def _passes(self, event: bytes) -> bool:

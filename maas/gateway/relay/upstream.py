@@ -313,7 +313,7 @@ class Upstream:
             request,
             engine_model=replica.engine_model,
             extra=salt,
-            is_legacy=not capabilities.max_completion_tokens,
+            capabilities=capabilities,
         )
         origin = origin_of(replica.url)
         head = (
