@@ -45,3 +45,27 @@ def test_slow_client_holds_the_engine_back_and_gets_every_word(gateway, engine):
     assert raw.count(b'"content": "a"') + raw.count(b'"content":"a"') == NUM_WORDS
     assert b"data: [DONE]\n\n" in raw
     assert b'"error"' not in raw
+
+
+def test_pipelined_requests_are_answered_in_order(gateway, engine):
+    host, port = gateway.url.removeprefix("http://").split(":")
+    raw = b""
+    for word, connection in (("one", "keep-alive"), ("two", "keep-alive"), ("three", "close")):
+        body = {
+            "model": "tiny",
+            "stream": True,
+            "messages": [{"role": "user", "content": f"say:{word}"}],
+        }
+        encoded = json.dumps(body).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\n"
+            f"authorization: Bearer {gateway.key}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(encoded)}\r\nconnection: {connection}\r\n\r\n"
+        )
+        raw += head.encode() + encoded
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(raw)
+        answer = _read_all(client)
+    places = [answer.index(f'"{word}"'.encode()) for word in ("one", "two", "three")]
+    assert places == sorted(places)
+    assert answer.count(b"HTTP/1.1 200") == answer.count(b"data: [DONE]") == 3
