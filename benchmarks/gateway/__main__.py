@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load, twice a round")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--peer", choices=(ROUTER, LITELLM), action="append", help="only these")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()

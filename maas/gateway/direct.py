@@ -1,10 +1,4 @@
-"""The server's side of the fast path: corked writes, and a client to write to without awaiting.
-
-uvloop hands every write to the kernel at once. Corked, what one turn of the loop writes to a
-connection becomes one write (head and body of an answer, say), and the writes of a turn come
-one after the other, which wakes their readers once and not many times. In front of a mock
-engine this halves what a write costs (docs/adr/0006-raw-engine-client.md).
-"""
+"""The server's side of the fast path: a client that is written to without awaiting."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,50 +7,11 @@ from typing import Any, cast
 from starlette.types import Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from maas.gateway.corked import Cork, CorkedTransport
 from maas.gateway.head_limit import HeadLimitedProtocol
 
 CLIENT = "maas.client"
-MAX_CORKED_BYTES = 64 * 1024
-
-
-class CorkedTransport:
-    """A transport whose writes leave at the end of the loop's turn, in order."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._call_soon = loop.call_soon
-        self._parts: list[bytes] = []
-        self._num_bytes = 0
-        self.is_closing = transport.is_closing
-        self.get_extra_info = transport.get_extra_info
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-        self.set_protocol = transport.set_protocol
-        self.abort = transport.abort
-
-    def write(self, data: bytes) -> None:
-        """Write at the end of this turn, or at once where a lot has come together."""
-        if not self._parts:
-            self._call_soon(self.flush)
-        self._parts.append(data)
-        self._num_bytes += len(data)
-        if self._num_bytes > MAX_CORKED_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held."""
-        parts = self._parts
-        if parts:
-            data = parts[0] if len(parts) == 1 else b"".join(parts)
-            parts.clear()
-            self._num_bytes = 0
-            if not self.is_closing():
-                self._transport.write(data)
-
-    def close(self) -> None:
-        """Write what is held, then close."""
-        self.flush()
-        self._transport.close()
+_CORK = "maas.cork"
 
 
 class DirectClient:
@@ -106,7 +61,9 @@ class GatewayProtocol(HeadLimitedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Cork the transport."""
-        corked = CorkedTransport(transport, self.loop)
+        # One cork for all connections of this server.
+        cork = self.app_state.get(_CORK) or self.app_state.setdefault(_CORK, Cork(self.loop))
+        corked = CorkedTransport(transport, cork)
         super().connection_made(cast("asyncio.Transport", corked))
 
     def connection_lost(self, exc: Exception | None) -> None:

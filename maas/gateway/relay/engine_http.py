@@ -11,6 +11,8 @@ from typing import cast
 
 import httptools
 
+from maas.gateway.corked import Cork, CorkedTransport
+
 MAX_BUFFERED_BYTES = 256 * 1024
 _CONTINUE_STATUSES = range(100, 200)
 
@@ -109,7 +111,7 @@ class EngineResponse:
         if self._error is not None:
             raise self._error
         self._connection.touch()
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._connection.create_future()
         await self._waiter
 
     def wake(self) -> None:
@@ -156,7 +158,8 @@ class EngineConnection(asyncio.Protocol):
 
     Args:
         home: Where it waits for the next request after a whole answer.
-        now: The loop's time.
+        loop: The loop it lives on.
+        cork: Of that loop.
         on_lost: Told when it is closed.
 
     Attributes:
@@ -167,17 +170,20 @@ class EngineConnection(asyncio.Protocol):
     def __init__(
         self,
         home: "list[EngineConnection]",
-        now: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+        cork: Cork,
         on_lost: "Callable[[EngineConnection], None]",
     ) -> None:
-        self.last_active = now()
+        self.last_active = loop.time()
         self.is_open = False
         self.is_paused = False
         self.response: EngineResponse | None = None
         self._home = home
-        self._now = now
+        self.create_future = loop.create_future
+        self._now = loop.time
+        self._cork = cork
         self._on_lost = on_lost
-        self._transport: asyncio.Transport | None = None
+        self._transport: CorkedTransport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._has_length = False
         self._can_stay = False
@@ -185,7 +191,7 @@ class EngineConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         # uvloop's transports are not subclasses of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = CorkedTransport(cast("asyncio.Transport", transport), self._cork)
         self.is_open = True
 
     def connection_lost(self, exc: Exception | None) -> None:

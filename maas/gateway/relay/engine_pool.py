@@ -10,6 +10,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from maas.core.errors import Unavailable
+from maas.gateway.corked import Cork
 from maas.gateway.relay.engine_http import EngineConnection, EngineResponse
 
 KEEP_ALIVE_S = 20.0
@@ -74,7 +75,7 @@ class EnginePool:
         self._kept: dict[Origin, list[EngineConnection]] = {}
         self._tls = ssl.create_default_context()
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
+        self._cork = Cork(self._loop)
         self._sweep_every_s = min(1.0, idle_timeout_s / 4)
         self._sweeper = self._loop.call_later(self._sweep_every_s, self._sweep)
 
@@ -111,7 +112,7 @@ class EnginePool:
             # A timeout here is a refused connection; only a silent answer is a TimeoutError.
             async with _refused_after(self._connect_timeout_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: EngineConnection(home, self.now, self._open.discard),
+                    lambda: EngineConnection(home, self._loop, self._cork, self._open.discard),
                     origin.host,
                     origin.port,
                     ssl=self._tls if origin.is_tls else None,
@@ -123,7 +124,7 @@ class EnginePool:
 
     def _sweep(self) -> None:
         """Give up silent answers, close what was not used for long."""
-        now = self.now()
+        now = self._loop.time()
         for connection in list(self._open):
             silent_s = now - connection.last_active
             response = connection.response

@@ -1,10 +1,10 @@
 """The raw ASGI parts: headers, bodies within limits, request ids, the client leaving."""
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from uuid import uuid4
 
 from starlette.types import Receive, Scope
 
@@ -27,7 +27,7 @@ def request_id_of(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return f"req-{uuid4().hex}"
+    return f"req-{os.urandom(16).hex()}"
 
 
 def bearer_of(scope: Scope) -> str:

@@ -82,7 +82,7 @@ class StreamFilter:
                 self._rest = chunk
                 return b""
             self._rest, chunk = chunk[end:], chunk[:end]
-        if _is_plain(chunk):
+        if self._is_plain(chunk):
             self.num_events += chunk.count(EVENT_END)
         else:
             chunk = self._filter(chunk)
@@ -119,9 +119,11 @@ class StreamFilter:
         self.usage = decoded.usage or self.usage
         return self.wants_usage or bool(decoded.choices)
 
-
-def _is_plain(chunk: bytes) -> bool:
-    """Say whether no event of a chunk needs a look: substring searches, no parsing."""
-    return not (
-        b"[DONE]" in chunk or b'"error"' in chunk or _USAGE.search(chunk) or _FINISH.search(chunk)
-    )
+    def _is_plain(self, chunk: bytes) -> bool:
+        """Say whether no event of a chunk needs a look: substring searches, no parsing."""
+        return not (
+            b"[DONE]" in chunk
+            or b'"error"' in chunk
+            or (b'"usage"' in chunk and _USAGE.search(chunk))
+            or (not self.ends_with_done and _FINISH.search(chunk))
+        )
