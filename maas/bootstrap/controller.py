@@ -15,8 +15,8 @@ from maas.catalog.catalog import load_catalog
 from maas.core.errors import MaasError
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
+from maas.serving.cluster import cluster_address
 from maas.serving.controller import Reconciler
-from maas.serving.head import cluster_address
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
