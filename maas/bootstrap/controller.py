@@ -13,6 +13,7 @@ from maas.bootstrap.child import begin
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import MaasError
+from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
@@ -45,7 +46,7 @@ async def _leave_with_cluster(settings: Settings, address: str) -> None:
 
 
 async def _lead(settings: Settings, store: Store, reconciler: Reconciler) -> None:
-    holder = f"controller-{os.getpid()}"
+    holder = new_id("controller")
     serving = settings.serving
     try:
         while True:

@@ -8,6 +8,7 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings
+from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.serving.options import parse_options
 from maas.serving.plan import make_plan
@@ -86,3 +87,4 @@ def _check_local(
 def _check_external(options: Mapping[str, Any]) -> None:
     if not options.get("url"):
         raise ConfigError("engine 'external' needs --url, the base URL of a running server")
+    declared(options.get("capabilities") or {})

@@ -18,8 +18,8 @@ from maas.engines.contract import EngineCapabilities, for_task
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
+from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
-from maas.gateway.head_limit import HeadLimitedProtocol
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 
@@ -84,7 +84,8 @@ def _server(app: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=HeadLimitedProtocol,
+            http=GatewayProtocol,
+            proxy_headers=False,
             lifespan="off",
             access_log=False,
             server_header=False,

@@ -9,21 +9,22 @@ from maas.store.state import ensure_project
 ADMIN_KEY_FILE = "admin.key"
 
 
-def ensure_admin_key(settings: Settings, store: Store) -> bool:
-    """Make the admin key where there is none that works.
+def has_admin_key(settings: Settings, store: Store) -> bool:
+    """Say whether the key file holds a key that works; without one this is the first start."""
+    try:
+        presented = (settings.home / ADMIN_KEY_FILE).read_text(encoding="utf-8").strip()
+        check_key(presented, {key.id: key for key in store.keys.list()})
+    except (FileNotFoundError, AuthenticationFailed):
+        return False
+    return True
 
-    Returns:
-        Whether one was made: this is the first start on this store.
-    """
+
+def ensure_admin_key(settings: Settings, store: Store) -> None:
+    """Make the admin key where there is none that works."""
+    if has_admin_key(settings, store):
+        return
     path = settings.home / ADMIN_KEY_FILE
-    keys_by_id = {key.id: key for key in store.keys.list()}
-    if path.exists():
-        try:
-            check_key(path.read_text(encoding="utf-8").strip(), keys_by_id)
-        except AuthenticationFailed:
-            path.unlink()
-        else:
-            return False
+    path.unlink(missing_ok=True)
     _, full_key = store.keys.create(
         project_id=ensure_project(store.database, store.clock),
         name="admin",
@@ -31,4 +32,3 @@ def ensure_admin_key(settings: Settings, store: Store) -> bool:
     )
     path.touch(mode=0o600)
     path.write_text(full_key + "\n", encoding="utf-8")
-    return True

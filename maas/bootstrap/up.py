@@ -14,7 +14,7 @@ import aiohttp
 import psutil
 
 from maas.bootstrap.deployments import create_deployment
-from maas.bootstrap.keys import ensure_admin_key
+from maas.bootstrap.keys import ensure_admin_key, has_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import AlreadyRunning
@@ -80,11 +80,16 @@ def _prepare(settings: Settings) -> Store:
     store = open_store(settings)
     ensure_token(settings)
     address_file(settings).unlink(missing_ok=True)
-    is_first_start = ensure_admin_key(settings, store)
+    if settings.serving.ray_address is None:
+        # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
+        store.replicas.clear()
+    # The key last: a first start that was refused is still the first one next time.
+    is_first_start = not has_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():
         create_deployment(
             settings, store, model_id=settings.model, engine=settings.engine, options={}
         )
+    ensure_admin_key(settings, store)
     _check_weights(settings, store)
     return store
 

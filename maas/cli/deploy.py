@@ -1,5 +1,6 @@
 """``maas deploy``: say what should run; the controller makes it so."""
 
+import json
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -26,13 +27,14 @@ def _public(deployment: Deployment) -> dict[str, Any]:
     return fields
 
 
-def _parse_pairs(pairs: list[str]) -> dict[str, str]:
-    options: dict[str, str] = {}
+def _parse_pairs(pairs: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
             raise ConfigError(f"option {pair!r}: want NAME=VALUE")
-        options[name.strip()] = value
+        # Values that are JSON objects or lists (capabilities, say) are taken as such.
+        options[name.strip()] = json.loads(value) if value[:1] in "{[" and value else value
     return options
 
 

@@ -16,13 +16,14 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from maas.bootstrap import resolve_settings
+from maas.bootstrap import open_store, resolve_settings
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.fit import FitReport, estimate_fit
 from maas.catalog.machine import Machine, probe_machine
 from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
+from maas.core.errors import ConfigError
 from maas.engines.prepare import prepare_model, verify_model
 
 app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
@@ -202,4 +203,32 @@ def verify(model_id: ModelId, as_json: JsonFlag = False) -> None:
         {"id": model_id, "files": len(manifest.files), "is_whole": True},
         as_json=as_json,
         render=lambda console: console.print(f"{model_id}: {len(manifest.files)} files are whole"),
+    )
+
+
+@app.command()
+def alias(
+    name: Annotated[str, typer.Argument(help="The stable public name.")],
+    model_id: Annotated[
+        str | None, typer.Argument(help="The model it stands for; none removes it.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a stable name stand for a model; point it elsewhere at any time."""
+    settings = resolve_settings()
+    store = open_store(settings)
+    if model_id is None:
+        store.aliases.remove(name)
+    else:
+        deployed = {deployment.model_id for deployment in store.deployments.list()}
+        if model_id not in deployed:
+            load_catalog(settings.models_dir).get_card(model_id)
+        if name in deployed or name in load_catalog(settings.models_dir):
+            raise ConfigError(f"{name!r} is a model's own name; take another one")
+        store.aliases.point(name, model_id)
+    said = f"{name} is gone" if model_id is None else f"{name} stands for {model_id}"
+    emit(
+        {"alias": name, "model": model_id},
+        as_json=as_json,
+        render=lambda console: console.print(said),
     )

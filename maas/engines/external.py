@@ -96,15 +96,15 @@ async def resolve_model(
         client: Carries the server's secret, if it has one.
         url: Base URL without ``/v1``.
         wanted: Our id of the model: taken where the server lists exactly it.
-        engine_model: What the operator said; believed without asking.
+        engine_model: What the operator said; believed, as long as the server answers.
 
     Raises:
         ConfigError: The server lists several models and none is the wanted one.
         EngineUnreachable: It did not answer.
     """
+    page = await get_json(client, f"{url}/v1/models")
     if engine_model:
         return engine_model
-    page = await get_json(client, f"{url}/v1/models")
     entries = page.get("data", []) if isinstance(page, dict) else []
     ids = [str(entry["id"]) for entry in entries if isinstance(entry, dict) and "id" in entry]
     if wanted in ids:

@@ -41,7 +41,7 @@ _KV_SHARE = 4
 # Encoders keep none, but left unsaid vLLM would want 90 % of the machine's memory.
 _MIN_KV_BYTES = 64 * 2**20
 # Quantised while loading, by the engine; every other kind is in the weights' own config.
-_QUANTISED_BY_ENGINE = frozenset({"fp8"})
+QUANTISED_BY_ENGINE = frozenset({"fp8"})
 
 
 class EngineOptions(Protocol):
@@ -142,7 +142,7 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         task=card.task,
         device="cuda" if is_gpu else "cpu",
         dtype=dtype,
-        quantization=options.quantization if options.quantization in _QUANTISED_BY_ENGINE else None,
+        quantization=options.quantization if options.quantization in QUANTISED_BY_ENGINE else None,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens

@@ -28,6 +28,7 @@ class HeadLimitedProtocol(HttpToolsProtocol):
         """Start waiting for the first head."""
         super().connection_made(transport)
         self._begin_head()
+        self._deadline = self.loop.call_later(self.head_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
@@ -49,6 +50,8 @@ class HeadLimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._is_in_head:
             return
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.head_timeout_s, self._give_up)
         self._num_head_bytes += len(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._end_head()
@@ -58,7 +61,6 @@ class HeadLimitedProtocol(HttpToolsProtocol):
         self._end_head()
         self._is_in_head = True
         self._num_head_bytes = 0
-        self._deadline = self.loop.call_later(self.head_timeout_s, self._give_up)
 
     def _end_head(self) -> None:
         self._is_in_head = False

@@ -45,5 +45,7 @@ def ensure_token(settings: Settings) -> None:
     path = settings.home / "run" / "ray.token"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32), encoding="utf-8")
+        written = path.with_suffix(".new")
+        written.touch(mode=0o600)
+        written.write_text(secrets.token_hex(32), encoding="utf-8")
+        written.replace(path)

@@ -31,7 +31,7 @@ def _session_dir(settings: Settings) -> Path:
     digest = hashlib.sha256(str(settings.home).encode()).hexdigest()[:8]
     path = Path(tempfile.gettempdir()) / f"maas-{os.getuid()}-{digest}"
     path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    if path.lstat().st_uid != os.getuid():
         raise HostError(f"{path} belongs to another user; remove it or set TMPDIR")
     for session in path.glob("session_*"):
         shutil.rmtree(session, ignore_errors=True)

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import estimate_fit
 from maas.catalog.machine import Machine
-from maas.catalog.weights.files import Progress, source_access
+from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
-from maas.engines.tuning import tune
+from maas.engines.tuning import QUANTISED_BY_ENGINE, tune
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -42,7 +42,7 @@ class DeploymentPlan:
     @property
     def digest(self) -> str:
         """Hash of everything that needs a new engine when it changes."""
-        facts = {"engine": self.engine, "card": self.card.model_dump(mode="json")}
+        facts = {"engine": self.engine, "source": self.card.source, "sha256": self.card.sha256}
         text = json.dumps({**facts, "spec": asdict(self.spec)}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -73,6 +73,21 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
+def _check_quantization(options: DeploymentOptions, card: ModelCard) -> None:
+    """Refuse a quantisation nobody would apply: the engine would load the full weights.
+
+    Raises:
+        ConfigError: It is none that the engine makes while loading.
+    """
+    wanted = options.quantization
+    if wanted is not None and wanted not in QUANTISED_BY_ENGINE:
+        raise ConfigError(
+            f"model {card.id}: quantization {wanted!r} cannot be served yet; engines make "
+            f"{', '.join(sorted(QUANTISED_BY_ENGINE))} while loading",
+            param="quantization",
+        )
+
+
 def make_plan(
     deployment: Deployment, card: ModelCard, machine: Machine, *, check_fit: bool = True
 ) -> DeploymentPlan:
@@ -95,6 +110,7 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
+    _check_quantization(options, card)
     tuning = tune(card, machine, options)
     fit = estimate_fit(
         card,
@@ -121,14 +137,6 @@ def make_plan(
         max_replicas=deployment.max_replicas,
         target_ongoing_requests=options.target_ongoing_requests,
     )
-
-
-def _in_words(progress: Progress) -> str:
-    done = f"{progress.done_bytes / 2**20:.0f} MiB"
-    if not progress.total_bytes:
-        return f"{progress.what}: {done}"
-    share = progress.done_bytes / progress.total_bytes
-    return f"{progress.what}: {share:.0%} of {progress.total_bytes / 2**20:.0f} MiB"
 
 
 def prepare_weights(

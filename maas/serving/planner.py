@@ -9,6 +9,7 @@ import aiohttp
 from maas.catalog.catalog import Catalog
 from maas.catalog.machine import probe_machine
 from maas.core.clock import Clock
+from maas.core.errors import WeightsError
 from maas.core.settings import Settings
 from maas.serving.external import publish_external
 from maas.serving.plan import DeploymentPlan, make_plan, prepare_weights
@@ -54,7 +55,10 @@ class HostPlanner:
             WeightsError: They cannot be had, are damaged, or must not be used.
             DiskFull: No room for them.
         """
-        await asyncio.to_thread(prepare_weights, plan, self.settings, report)
+        try:
+            await asyncio.to_thread(prepare_weights, plan, self.settings, report)
+        except OSError as error:
+            raise WeightsError(f"the weights of {plan.model_id} cannot be kept: {error}") from error
 
     async def probe(self, deployment: Deployment) -> None:
         """Publish the lease of an engine that somebody else runs.

@@ -69,7 +69,11 @@ class EngineReplica:
         unique = serve.get_replica_context().replica_id.unique_id
         prepared = await asyncio.to_thread(prepare_weights, plan, settings)
         spec = dataclasses.replace(
-            plan.spec, model_dir=prepared.model_dir, port=free_port(plan.spec.host)
+            plan.spec,
+            model_dir=prepared.model_dir,
+            port=free_port(plan.spec.host),
+            # What engines compile or look up once is kept between starts.
+            cache_dir=settings.home / "cache" / plan.engine,
         )
         self._lease = Replica(
             id=f"{plan.deployment_id}-{unique}",
@@ -167,12 +171,14 @@ class EngineReplica:
         if self._failure:
             await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
             return
+        memory_bytes = await asyncio.to_thread(self._engine.memory_bytes)
+        # No await from here to the copy: its state may have changed meanwhile.
         self._lease = dataclasses.replace(
             self._lease,
             num_running=self._load.num_running,
             num_waiting=self._load.num_waiting,
             kv_cache_usage=self._load.kv_cache_usage,
-            memory_bytes=await asyncio.to_thread(self._engine.memory_bytes),
+            memory_bytes=memory_bytes,
             expires_at=self._clock.now() + self._serving.lease_ttl_s,
         )
         await asyncio.to_thread(self._replicas.publish, self._lease)
@@ -183,6 +189,9 @@ class EngineReplica:
         Raises:
             RuntimeError: The engine died or hangs; Serve replaces the replica.
         """
+        if self._heartbeat.done():
+            # Without heartbeats nobody sends requests here: as good as dead.
+            self._failure = "the replica's heartbeat ended"
         if self._failure is None:
             return
         if not self._is_recorded:

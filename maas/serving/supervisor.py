@@ -67,10 +67,14 @@ class SupervisedProcess:
         """Keep the process alive until ``stop`` is called."""
         num_failures = 0
         while not self._is_stopping:
-            self.spec.before_start()
             started = time.monotonic()
-            self._process = await self._start()
-            returncode = await self._process.wait()
+            try:
+                await asyncio.to_thread(self.spec.before_start)
+                self._process = await self._start()
+                returncode = await self._process.wait()
+            except OSError as error:
+                # No memory to fork, no disk for the log: as good as a process that ended.
+                returncode = error.errno
             if self._is_stopping:
                 return
             is_stable = time.monotonic() - started > STABLE_AFTER_S

@@ -8,7 +8,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from maas.core.errors import DiskFull, HostError
@@ -92,8 +92,8 @@ class Database:
     def _translated(self) -> Generator[None]:
         try:
             yield
-        except OperationalError as error:
-            message = str(error.orig)
+        except SQLAlchemyError as error:
+            message = str(error)
             if "disk is full" in message or "disk I/O error" in message:
                 raise DiskFull(f"the store {self.url} has no room left: {message}") from error
             raise HostError(f"the store {self.url} cannot be used: {message}") from error

@@ -18,7 +18,7 @@ from maas.bootstrap import open_store
 from maas.bootstrap.gateway import make_gateway
 from maas.bootstrap.store import Store
 from maas.core.settings import Settings
-from maas.gateway.head_limit import HeadLimitedProtocol
+from maas.gateway.direct import GatewayProtocol
 from maas.store.records import Deployment, Replica, ReplicaState
 from maas.store.state import ensure_project
 from tests.fakes.engine import FakeEngine, fake_engine
@@ -94,7 +94,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                http=HeadLimitedProtocol,
+                http=GatewayProtocol,
                 timeout_graceful_shutdown=1,
             )
         )

@@ -1,5 +1,6 @@
 """Who is asking, which model, which replica: everything that happens before an engine is asked."""
 
+import re
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -193,9 +194,11 @@ def test_metrics_count_requests_tokens_and_times(gateway, engine):
     gateway.chat(stream=True)
     page = httpx.get(f"{gateway.metrics_url}/metrics").text
     route = "/v1/chat/completions"
-    assert f'maas_requests_total{{model="tiny",route="{route}",status="200"}}' in page
-    assert 'maas_tokens_total{kind="completion",model="tiny"}' in page
-    assert 'maas_tokens_total{kind="cached",model="tiny"}' in page
+    requests = rf'maas_requests_total{{model="tiny",replica="dep-.*",route="{route}",status="200"}}'
+    assert int(float(re.search(requests + r" (\S+)", page)[1])) >= 1
+    for kind in ("prompt", "cached", "completion"):
+        tokens = rf'maas_tokens_total{{kind="{kind}",model="tiny",replica="dep-.*"}} (\S+)'
+        assert float(re.search(tokens, page)[1]) >= 3
     for name in ("time_to_first_token", "inter_token", "request_duration"):
         assert f"maas_{name}_seconds_bucket" in page
 
@@ -213,3 +216,23 @@ async def test_async_sdk_streams_and_embeds(gateway):
             vector = await client.embeddings.create(model="vectors", input=["a", "b"])
             assert vector.data[1].embedding == pytest.approx([0.6, 0.8], abs=0.3)
             assert engine.requests[-1]["encoding_format"] == "base64"
+
+
+def test_batch_of_prompts_is_measured_by_its_longest(gateway):
+    with fake_engine() as engine:
+        gateway.deploy(engine, model="batch", capabilities={"embeddings": True})
+        url, many = "/v1/embeddings", [[1] * 300, [2] * 300]
+        fits = gateway.client.post(url, json={"model": "batch", "input": many})
+        assert fits.status_code == 200
+        long = gateway.client.post(url, json={"model": "batch", "input": [[1] * 600]})
+        assert long.json()["error"]["param"] == "input"
+
+
+def test_deployment_that_cannot_be_read_takes_no_other_down(gateway, engine):
+    with fake_engine() as other:
+        gateway.deploy(other, model="broken", secret="not sealed by us")
+        _record, key = gateway.store.keys.create(project_id=gateway.project_id, name="later")
+        gateway.wait_seen()
+        assert httpx.get(f"{gateway.url}/v1/models", headers=_bearer(key)).status_code == 200
+        assert gateway.chat().status_code == 200
+        assert gateway.chat(model="broken").status_code == 503

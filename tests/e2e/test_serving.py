@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from typing import Literal
@@ -154,13 +155,11 @@ def test_what_does_not_fit_is_refused_with_numbers_and_nothing_is_written(platfo
 
 def test_metrics_tell_what_was_served(platform):
     page = httpx.get(f"http://127.0.0.1:{platform.metrics_port}/metrics").text
-    for name in (
-        f'maas_requests_total{{model="{MODEL}",route="/v1/chat/completions",status="200"}}',
-        "maas_time_to_first_token_seconds_bucket",
-        "maas_inter_token_seconds_bucket",
-        "maas_replica_waiting",
-    ):
-        assert name in page
+    served = rf'maas_tokens_total{{kind="completion",model="{MODEL}",replica="dep-.*"}} (\S+)'
+    assert float(re.search(served, page)[1]) > 10
+    for name in ("time_to_first_token_seconds_bucket", "inter_token_seconds_bucket"):
+        assert re.search(rf'maas_{name}{{le="\+Inf",model="{MODEL}",replica="dep-.*"}} [1-9]', page)
+    assert re.search(rf'maas_replica_waiting{{model="{MODEL}",replica="dep-.*"}} 0', page)
 
 
 def test_everything_but_the_engine_is_under_its_memory_limit(platform):

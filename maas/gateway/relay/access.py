@@ -60,7 +60,11 @@ class AccessLog:
                 await asyncio.to_thread(self._flush)
 
     def _flush(self) -> None:
-        lines = [msgspec.json.encode(self._records.popleft()) for _ in range(len(self._records))]
+        lines: list[bytes] = []
+        # Another flush may run at the same time, when the gateway stops.
+        with contextlib.suppress(IndexError):
+            while True:
+                lines.append(msgspec.json.encode(self._records.popleft()))
         if not lines:
             return
         try:

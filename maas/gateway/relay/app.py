@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from maas.core.errors import EngineError, MaasError, PermissionDenied
 from maas.core.settings import GatewaySettings
+from maas.gateway.direct import DirectClient, direct_client
 from maas.gateway.errors import error_body, send_error
 from maas.gateway.facts import ModelFacts
 from maas.gateway.relay.access import AccessLog, AccessRecord
@@ -80,6 +81,24 @@ class Exchange:
         return self.answer.events(
             shown_name=self.shown_name, latencies=self.latencies, last=self.first_byte
         )
+
+    async def pipe(self, client: DirectClient) -> None:
+        """Write a streamed answer's events to a client as they are read.
+
+        Raises:
+            EngineError: The engine died or failed half way.
+        """
+        answer = self.answer
+        client.on_writable = lambda is_writable: answer.set_paused(not is_writable)
+        try:
+            await answer.pipe(
+                client.write,
+                shown_name=self.shown_name,
+                latencies=self.latencies,
+                last=self.first_byte,
+            )
+        finally:
+            client.on_writable = None
 
     async def body(self) -> bytes:
         """Return an answer that is not streamed, under the name that was asked for.
@@ -172,7 +191,7 @@ class Relay:
             NoReplica: None is ready, or none answers.
         """
         started = perf_counter()
-        shown_name = record.model = entry.name
+        shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
         answer = await self._upstream.open(entry, request, caller)
         first_byte = perf_counter()
@@ -199,9 +218,8 @@ class Relay:
                 cached = usage.prompt_tokens_details.cached_tokens or 0
         record.num_completion_tokens = completion
         record.num_prompt_tokens, record.num_cached_tokens = prompt, cached
-        self._meter.count_tokens(entry.root, "prompt", prompt)
-        self._meter.count_tokens(entry.root, "cached", cached)
-        self._meter.count_tokens(entry.root, "completion", completion)
+        for kind, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
+            self._meter.count_tokens(entry.root, record.replica, kind, count)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request on a relayed route."""
@@ -227,9 +245,10 @@ class Relay:
                 timeout_s=self._settings.body_timeout_s,
             )
             entry, request = self.parse(PARSERS[route], raw)
-            with while_client_listens(receive):
+            client = direct_client(scope, send)
+            with while_client_listens(receive, client):
                 async with self.exchange(entry, request, caller, record) as exchange:
-                    await self._answer(exchange, send, record)
+                    await self._answer(exchange, send, client, record)
         except ClientLeft:
             record.status = CLIENT_CLOSED_REQUEST
             self._meter.num_aborts += 1
@@ -238,9 +257,11 @@ class Relay:
             record.error = error.message
         self.finish(record, started)
 
-    async def _answer(self, exchange: Exchange, send: Send, record: AccessRecord) -> None:
+    async def _answer(
+        self, exchange: Exchange, send: Send, client: DirectClient | None, record: AccessRecord
+    ) -> None:
         if exchange.request.is_stream:
-            await self._stream(exchange, send, record)
+            await self._stream(exchange, send, client, record)
             return
         body = await exchange.body()
         headers = [
@@ -252,7 +273,9 @@ class Relay:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, exchange: Exchange, send: Send, record: AccessRecord) -> None:
+    async def _stream(
+        self, exchange: Exchange, send: Send, client: DirectClient | None, record: AccessRecord
+    ) -> None:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -263,8 +286,11 @@ class Relay:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         last = b""
         try:
-            async for events in exchange.events():
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+            if client is not None:
+                await exchange.pipe(client)
+            else:
+                async for events in exchange.events():
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
         except EngineError as error:
             # Said in the stream, and no [DONE]: the client must not take this for a whole answer.
             record.error = error.message
@@ -274,5 +300,5 @@ class Relay:
     def finish(self, record: AccessRecord, started: float) -> None:
         """Count and log a request that was answered."""
         record.duration_s = perf_counter() - started
-        self._meter.count_request(record.model, record.route, record.status)
+        self._meter.count_request(record)
         self._access.add(record)

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from uuid import uuid4
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Receive, Scope
 
 from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
+from maas.gateway.direct import DirectClient
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -49,22 +50,17 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body = message.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_rest(message, receive, max_bytes=max_bytes)
+            return await _read_all(receive, max_bytes=max_bytes)
     except TimeoutError as error:
         raise RequestTimedOut(
             f"the body did not arrive within {timeout_s:.0f} s", close=True
         ) from error
 
 
-async def _read_rest(message: Message, receive: Receive, *, max_bytes: int) -> bytes:
+async def _read_all(receive: Receive, *, max_bytes: int) -> bytes:
+    message = await receive()
     parts: list[bytes] = []
     size = 0
     while True:
@@ -89,8 +85,12 @@ class ClientLeft(Exception):
 
 
 @contextmanager
-def while_client_listens(receive: Receive) -> Generator[None]:
+def while_client_listens(receive: Receive, client: DirectClient | None) -> Generator[None]:
     """Cancel the work inside as soon as the client closes its connection.
+
+    Args:
+        receive: Tells when the client leaves, where ``client`` cannot.
+        client: The client's connection, where nothing is in between; watching it costs no task.
 
     Raises:
         ClientLeft: It did.
@@ -100,14 +100,12 @@ def while_client_listens(receive: Receive) -> Generator[None]:
         raise RuntimeError("needs a running task")
     has_left = False
 
-    def leave(_: "asyncio.Task[object]") -> None:
+    def leave() -> None:
         nonlocal has_left
-        if not watch.cancelled():
-            has_left = True
-            task.cancel()
+        has_left = True
+        task.cancel()
 
-    watch: asyncio.Task[object] = asyncio.ensure_future(receive())  # type: ignore[arg-type]
-    watch.add_done_callback(leave)
+    unwatch = _watch(receive, leave) if client is None else _watch_direct(client, leave)
     try:
         yield
     except asyncio.CancelledError:
@@ -116,5 +114,30 @@ def while_client_listens(receive: Receive) -> Generator[None]:
             raise ClientLeft from None
         raise
     finally:
-        watch.remove_done_callback(leave)
+        unwatch()
+
+
+def _watch(receive: Receive, leave: Callable[[], None]) -> Callable[[], None]:
+    watch: asyncio.Task[object] = asyncio.ensure_future(receive())  # type: ignore[arg-type]
+
+    def on_done(_: "asyncio.Task[object]") -> None:
+        if not watch.cancelled():
+            leave()
+
+    def unwatch() -> None:
+        watch.remove_done_callback(on_done)
         watch.cancel()
+
+    watch.add_done_callback(on_done)
+    return unwatch
+
+
+def _watch_direct(client: DirectClient, leave: Callable[[], None]) -> Callable[[], None]:
+    if client.is_lost:
+        raise ClientLeft
+    client.on_lost = leave
+
+    def unwatch() -> None:
+        client.on_lost = None
+
+    return unwatch

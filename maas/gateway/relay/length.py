@@ -18,11 +18,20 @@ from maas.gateway.relay.snapshot import ModelEntry
 # What a chat template adds around messages, in tokens; generous, as it only avoids counting.
 TEMPLATE_TOKENS = 256
 _SLICE_CHARS = 16 * 1024
+_PARAMS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+}
 
 
 @lru_cache(maxsize=32)
 def _load_tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    # Embedding models ship with both on: a prompt of any length would count the same.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def count_tokens(path: Path, texts: tuple[str, ...], *, limit: int) -> int:
@@ -57,23 +66,17 @@ async def check_length(request: EngineRequest, entry: ModelEntry) -> None:
         return
     num_prompt_tokens = request.num_prompt_ids
     path = entry.facts.tokenizer_path
-    if path is not None and path.exists() and len(request.texts) <= _MAX_COUNTED_TEXTS:
-        num_prompt_tokens += await asyncio.to_thread(count_tokens, path, request.texts, limit=limit)
-    # An embedding input is a batch of prompts: each has the context to itself.
-    if num_prompt_tokens + answer > limit and not _is_batch(request):
+    if path is not None and request.texts and path.exists():
+        # Of several prompts each has the context to itself: the longest one decides.
+        texts = request.texts if request.is_one_prompt else (max(request.texts, key=len),)
+        num_prompt_tokens += await asyncio.to_thread(count_tokens, path, texts, limit=limit)
+    if num_prompt_tokens + answer > limit:
         raise PromptTooLong(
             f"the prompt has {_at_least(num_prompt_tokens, limit)} tokens"
             + (f" and max_tokens is {answer}" if answer else "")
             + f"; this model's context is {limit} tokens together",
-            param="messages" if request.path.endswith("chat/completions") else "prompt",
+            param=_PARAMS[request.path],
         )
-
-
-_MAX_COUNTED_TEXTS = 10_000
-
-
-def _is_batch(request: EngineRequest) -> bool:
-    return not request.path.endswith("chat/completions") and len(request.texts) > 1
 
 
 def _at_least(count: int, limit: int) -> str:

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from maas.gateway.relay.access import AccessRecord
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import Snapshot
 
@@ -55,10 +56,10 @@ class Latencies:
 class Meter:
     """Everything counted, by label values."""
 
-    requests: dict[tuple[str, str, str], int] = field(
-        default_factory=dict[tuple[str, str, str], int]
+    requests: dict[tuple[str, str, str, str], int] = field(
+        default_factory=dict[tuple[str, str, str, str], int]
     )
-    tokens: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    tokens: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
     latencies: dict[tuple[str, str], Latencies] = field(
         default_factory=dict[tuple[str, str], Latencies]
     )
@@ -73,14 +74,14 @@ class Meter:
             found = self.latencies[key] = Latencies()
         return found
 
-    def count_request(self, model: str, route: str, status: int) -> None:
+    def count_request(self, record: AccessRecord) -> None:
         """Count a request that was answered."""
-        key = (model, route, str(status))
+        key = (record.model, record.replica, record.route, str(record.status))
         self.requests[key] = self.requests.get(key, 0) + 1
 
-    def count_tokens(self, model: str, kind: str, num_tokens: int) -> None:
+    def count_tokens(self, model: str, replica_id: str, kind: str, num_tokens: int) -> None:
         """Count tokens of a kind: ``prompt``, ``cached`` or ``completion``."""
-        key = (model, kind)
+        key = (model, replica_id, kind)
         self.tokens[key] = self.tokens.get(key, 0) + num_tokens
 
 
@@ -100,11 +101,13 @@ class GatewayCollector(Collector):
 
     def _counters(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
-            "maas_requests", "Requests answered", labels=["model", "route", "status"]
+            "maas_requests", "Requests answered", labels=["model", "replica", "route", "status"]
         )
         for labels, count in self._meter.requests.items():
             requests.add_metric(list(labels), count)
-        tokens = CounterMetricFamily("maas_tokens", "Tokens served", labels=["model", "kind"])
+        tokens = CounterMetricFamily(
+            "maas_tokens", "Tokens served", labels=["model", "replica", "kind"]
+        )
         for labels, count in self._meter.tokens.items():
             tokens.add_metric(list(labels), count)
         yield requests

@@ -7,6 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from maas.core.errors import CapabilityMissing, InvalidRequest, MalformedBody
+from maas.engines.contract import EngineCapabilities
 from maas.gateway.errors import invalid
 from maas.gateway.facts import ModelFacts
 from maas.protocol.chat import (
@@ -35,7 +36,7 @@ class EngineRequest:
         body: What is encoded for the engine.
         needs: Engine capabilities it cannot do without.
         prompt_bytes: UTF-8 size of the prompt; an upper bound of its tokens.
-        num_prompt_ids: Tokens that came as numbers.
+        num_prompt_ids: Tokens of the longest prompt that came as numbers.
         wants_usage: Whether the client asked for the usage chunk.
     """
 
@@ -49,9 +50,15 @@ class EngineRequest:
     wants_usage: bool
 
     @property
+    def is_one_prompt(self) -> bool:
+        """Whether the texts make one prompt (a chat) or are prompts of their own (a batch)."""
+        return isinstance(self.body, ChatCompletionRequest)
+
+    @property
     def prompt_bytes(self) -> int:
-        """UTF-8 size of the prompt's text."""
-        return sum(len(text) if text.isascii() else len(text.encode()) for text in self.texts)
+        """UTF-8 size of the prompt's text; of the longest one where there are several."""
+        sizes = [len(text) if text.isascii() else len(text.encode()) for text in self.texts]
+        return sum(sizes) if self.is_one_prompt else max(sizes, default=0)
 
     @property
     def prefix(self) -> bytes:
@@ -210,7 +217,7 @@ def parse_chat(raw: bytes, facts_of: Callable[[str], ModelFacts], max_depth: int
 
 
 def _prompt(value: Any, *, where: str) -> tuple[tuple[str, ...], int]:
-    """Return the texts of a prompt and how many tokens came as numbers."""
+    """Return the texts of a prompt, and the tokens of the longest one given as numbers."""
     if isinstance(value, str):
         return (value,), 0
     kinds: set[type[object]] = {type(item) for item in value}
@@ -220,7 +227,7 @@ def _prompt(value: Any, *, where: str) -> tuple[tuple[str, ...], int]:
         return tuple(value), 0
     if kinds == {int}:
         return (), len(value)
-    return (), sum(len(item) for item in value)
+    return (), max(len(item) for item in value)
 
 
 def parse_completion(
@@ -284,7 +291,7 @@ def parse_embedding(
 
 
 def encode_for(
-    request: EngineRequest, *, engine_model: str, extra: bytes, is_legacy: bool
+    request: EngineRequest, *, engine_model: str, extra: bytes, capabilities: EngineCapabilities
 ) -> bytes:
     """Return the body for one engine.
 
@@ -292,11 +299,14 @@ def encode_for(
         request: What was checked.
         engine_model: The engine's own name of the model.
         extra: JSON members only the platform may set (``,"cache_salt":"..."``).
-        is_legacy: Whether the engine knows only ``max_tokens``.
+        capabilities: What the engine knows; what it does not is left out or said its way.
     """
     body = request.body
     body.model = engine_model
-    if is_legacy and isinstance(body, ChatCompletionRequest) and body.max_completion_tokens:
+    if not capabilities.stream_usage and not isinstance(body, EmbeddingRequest):
+        body.stream_options = None
+    says_max_tokens = not capabilities.max_completion_tokens
+    if says_max_tokens and isinstance(body, ChatCompletionRequest) and body.max_completion_tokens:
         body.max_tokens, body.max_completion_tokens = body.max_completion_tokens, None
     encoded = msgspec.json.encode(body)
     return encoded[:-1] + extra + b"}" if extra else encoded

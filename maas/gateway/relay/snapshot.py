@@ -92,10 +92,7 @@ def build_snapshot(state: DesiredState, describe: Describe, connect: Connect) ->
     models: dict[str, ModelEntry] = {}
     for deployment in state.deployments:
         facts = describe(deployment.model_id)
-        capabilities, authorization = connect(deployment)
-        targets = [
-            Target(replica, capabilities, authorization) for replica in ready.get(deployment.id, [])
-        ]
+        targets = _targets(deployment, ready.get(deployment.id, []), connect)
         known = models.get(facts.id)
         lengths = [
             length
@@ -126,6 +123,16 @@ def build_snapshot(state: DesiredState, describe: Describe, connect: Connect) ->
                 targets=behind.targets,
             )
     return Snapshot(state.revision, {key.id: key for key in state.keys}, models)
+
+
+def _targets(deployment: Deployment, ready: list[Replica], connect: Connect) -> list[Target]:
+    """Return a deployment's targets; one that cannot be talked to must not stop the others."""
+    try:
+        capabilities, authorization = connect(deployment)
+    except MaasError as error:
+        log.error("deployment %s is left out: %s", deployment.id, error.message)
+        return []
+    return [Target(replica, capabilities, authorization) for replica in ready]
 
 
 class SnapshotReader:

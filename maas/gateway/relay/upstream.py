@@ -1,12 +1,10 @@
 """Sends a checked request to an engine and hands its answer back; retries before the first byte."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-import aiohttp
 import msgspec
 
 from maas.core.errors import (
@@ -17,16 +15,19 @@ from maas.core.errors import (
     MaasError,
     NoReplica,
     PromptTooLong,
+    Unavailable,
 )
 from maas.core.settings import GatewaySettings
+from maas.gateway.relay.engine_http import EngineResponse
+from maas.gateway.relay.engine_pool import EnginePool, Origin, origin_of
 from maas.gateway.relay.metering import Latencies, Meter
 from maas.gateway.relay.requests import EngineRequest, encode_for
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import ModelEntry, Target
 from maas.gateway.relay.streams import StreamFilter, Usage, usage_of
+from maas.protocol.embeddings import EmbeddingRequest
 
 MAX_ATTEMPTS = 3
-_FAILURES = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 _PATH = re.compile(r"(/[\w.@+-]+){2,}")
 _MAX_MESSAGE_CHARS = 1000
 
@@ -78,7 +79,7 @@ class EngineAnswer:
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, first: bytes, target: Target, request: EngineRequest
+        self, response: EngineResponse, first: bytes, target: Target, request: EngineRequest
     ) -> None:
         self.target = target
         self.on_close: Callable[[], None] = _nothing
@@ -96,7 +97,7 @@ class EngineAnswer:
         """
         try:
             rest = await self._response.read() if not self._first else b""
-        except _FAILURES as error:
+        except OSError as error:
             raise EngineUnreachable("the engine stopped answering") from error
         body = self._first + rest
         self.usage = usage_of(body)
@@ -116,16 +117,7 @@ class EngineAnswer:
             EngineUnreachable: The engine died, or stopped without saying that it was done.
             EngineError: The engine reported an error.
         """
-        engine_model = self.target.replica.engine_model
-        rename = None
-        if engine_model != shown_name:
-            old, new = msgspec.json.encode(engine_model), msgspec.json.encode(shown_name)
-            rename = (b'"model":' + old, b'"model":' + new)
-        stream = StreamFilter(
-            self._request.wants_usage,
-            rename,
-            ends_with_done=self.target.capabilities.done_sentinel,
-        )
+        stream = self._filter(shown_name)
         observe = latencies.chunk.observe
         chunk = self._first
         try:
@@ -135,26 +127,90 @@ class EngineAnswer:
                     yield events
                 if stream.has_failed:
                     break
-                chunk = await self._response.content.readany()
+                chunk = await self._response.readany()
                 now = perf_counter()
                 observe(now - last)
                 last = now
-        except _FAILURES as error:
-            raise EngineUnreachable("the engine stopped in the middle of its answer") from error
+        except OSError as error:
+            self._check_end(stream, error)
         finally:
             self.usage, self.num_events = stream.usage, stream.num_events
+        self._check_end(stream)
+
+    async def pipe(
+        self,
+        write: Callable[[bytes], None],
+        *,
+        shown_name: str,
+        latencies: Latencies,
+        last: float,
+    ) -> None:
+        """Write what ``events`` would yield, each part in the very callback that read it.
+
+        Args:
+            write: Takes events; must not block.
+            shown_name: The model as the client named it.
+            latencies: Where the time between chunks is counted.
+            last: ``perf_counter`` of the first byte.
+
+        Raises:
+            EngineUnreachable: The engine died, or stopped without saying that it was done.
+            EngineError: The engine reported an error.
+        """
+        stream = self._filter(shown_name)
+        feed, observe = stream.feed, latencies.chunk.observe
+
+        def take(chunk: bytes) -> None:
+            nonlocal last
+            now = perf_counter()
+            observe(now - last)
+            last = now
+            events = feed(chunk)
+            if events:
+                write(events)
+            if stream.has_failed:
+                self._response.stop_piping()
+
+        try:
+            events = feed(self._first)
+            if events:
+                write(events)
+            if not stream.has_failed:
+                await self._response.pipe_to(take)
+        except OSError as error:
+            self._check_end(stream, error)
+        finally:
+            self.usage, self.num_events = stream.usage, stream.num_events
+        self._check_end(stream)
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Stop or go on reading from the engine."""
+        self._response.set_paused(is_paused)
+
+    def _filter(self, shown_name: str) -> StreamFilter:
+        engine_model = self.target.replica.engine_model
+        rename = None
+        if engine_model != shown_name:
+            old, new = msgspec.json.encode(engine_model), msgspec.json.encode(shown_name)
+            rename = (b'"model":' + old, b'"model":' + new)
+        return StreamFilter(
+            self._request.wants_usage,
+            rename,
+            ends_with_done=self.target.capabilities.done_sentinel,
+        )
+
+    @staticmethod
+    def _check_end(stream: StreamFilter, error: OSError | None = None) -> None:
         if stream.has_failed:
-            raise EngineError("the engine failed in the middle of its answer")
+            raise EngineError("the engine failed in the middle of its answer") from error
+        # An engine may drop the connection once it has said that it was done.
         if not stream.is_complete:
-            raise EngineUnreachable("the engine stopped in the middle of its answer")
+            raise EngineUnreachable("the engine stopped in the middle of its answer") from error
 
     def close(self) -> None:
         """Let go; an answer that was not read to its end is aborted at the engine."""
         self.on_close()
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        self._response.close()
 
 
 def _nothing() -> None:
@@ -174,28 +230,20 @@ class Upstream:
         self._settings = settings
         self._router = router
         self._meter = meter
-        self._client: aiohttp.ClientSession | None = None
+        self._pool: EnginePool | None = None
 
     async def start(self) -> None:
         """Open the pool."""
-        self._client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._settings.max_pool_connections, keepalive_timeout=20.0
-            ),
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                sock_connect=self._settings.connect_timeout_s,
-                sock_read=self._settings.idle_timeout_s,
-            ),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._pool = EnginePool(
+            connect_timeout_s=self._settings.connect_timeout_s,
+            idle_timeout_s=self._settings.idle_timeout_s,
+            max_connections=self._settings.max_pool_connections,
         )
 
     async def stop(self) -> None:
         """Close the pool."""
-        if self._client is not None:
-            await self._client.close()
+        if self._pool is not None:
+            self._pool.stop()
 
     def targets_for(self, entry: ModelEntry, request: EngineRequest) -> list[Target]:
         """Return the ready replicas that can do what is asked.
@@ -256,40 +304,53 @@ class Upstream:
                     ) from error
                 self._meter.num_retries += 1
 
+    def _silent(self) -> Unavailable:
+        """Return the error for an engine that took a request and says nothing.
+
+        Not one to try elsewhere: the engine may still be computing it.
+        """
+        seconds = self._settings.idle_timeout_s
+        return Unavailable(f"the engine was silent for {seconds:.0f} s; try again, or stream")
+
     async def _ask(self, target: Target, request: EngineRequest, caller: Caller) -> EngineAnswer:
-        if self._client is None:
+        if self._pool is None:
             raise RuntimeError("start() was not called")
-        replica, capabilities = target.replica, target.capabilities
-        salt = b""
-        if capabilities.cache_salt and not request.path.endswith("embeddings"):
-            salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
-        body = encode_for(
-            request,
-            engine_model=replica.engine_model,
-            extra=salt,
-            is_legacy=not capabilities.max_completion_tokens,
-        )
-        headers = {"Content-Type": "application/json", "X-Request-Id": caller.request_id}
-        if target.authorization:
-            headers["Authorization"] = target.authorization
+        origin = origin_of(target.replica.url)
         try:
-            response = await self._client.post(
-                replica.url + request.path, data=body, headers=headers, allow_redirects=False
-            )
-        except _FAILURES as error:
+            response = await self._pool.post(origin, _encode(origin, target, request, caller))
+            try:
+                if response.status != 200:
+                    raise refusal_of(response.status, await response.read())
+                # With the first bytes in hand, another replica can still be asked if this one died.
+                first = await response.readany() if request.is_stream else await response.read()
+                if not first:
+                    raise EngineUnreachable("the engine answered nothing")
+            except BaseException:
+                response.close()
+                raise
+        except TimeoutError as error:
+            raise self._silent() from error
+        except OSError as error:
             raise EngineUnreachable("the engine does not answer") from error
-        try:
-            if response.status != 200:
-                raise refusal_of(response.status, await response.read())
-            # With the first bytes in hand, another replica can still be asked if this one died.
-            content = response.content
-            first = await content.readany() if request.is_stream else await response.read()
-            if not first:
-                raise EngineUnreachable("the engine answered nothing")
-        except _FAILURES as error:
-            response.close()
-            raise EngineUnreachable("the engine stopped before its first byte") from error
-        except BaseException:
-            response.close()
-            raise
         return EngineAnswer(response, first, target, request)
+
+
+def _encode(origin: Origin, target: Target, request: EngineRequest, caller: Caller) -> bytes:
+    """Return the whole request, head and body, as one piece."""
+    salt = b""
+    if target.capabilities.cache_salt and not isinstance(request.body, EmbeddingRequest):
+        salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
+    body = encode_for(
+        request,
+        engine_model=target.replica.engine_model,
+        extra=salt,
+        capabilities=target.capabilities,
+    )
+    head = (
+        f"POST {origin.base_path}{request.path} HTTP/1.1\r\nHost: {origin.authority}\r\n"
+        f"Content-Type: application/json\r\nX-Request-Id: {caller.request_id}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    if target.authorization:
+        head += f"Authorization: {target.authorization}\r\n"
+    return f"{head}\r\n".encode("latin-1") + body

@@ -57,9 +57,11 @@ async def test_several_others_are_refused_with_their_names(serve, client):
         await resolve_model(client, url, wanted="b")
 
 
-async def test_what_the_operator_said_is_believed(client):
-    url = "http://127.0.0.1:9"
+async def test_what_the_operator_said_is_believed_of_a_server_that_answers(serve, client):
+    url = await serve(models("a", "b"))
     assert await resolve_model(client, url, wanted="b", engine_model="z") == "z"
+    with pytest.raises(EngineUnreachable):
+        await resolve_model(client, "http://127.0.0.1:9", wanted="b", engine_model="z")
 
 
 async def test_dead_server_is_unreachable(client):

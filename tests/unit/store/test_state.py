@@ -103,6 +103,12 @@ def test_lease_that_ran_out_is_not_live_and_is_swept(replicas, deployment, clock
     assert replicas.sweep() == 0
 
 
+def test_clearing_takes_every_lease_back(replicas, deployment, clock):
+    replicas.publish(_replica(deployment, clock))
+    replicas.clear()
+    assert replicas.live() == ()
+
+
 def test_lease_is_not_published_for_a_forgotten_deployment(
     replicas, deployments, deployment, clock
 ):

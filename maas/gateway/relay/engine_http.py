@@ -1,0 +1,283 @@
+"""HTTP/1.1 to engines: one raw connection, POST only, nothing that is not needed.
+
+A general client builds objects for cookies, redirects, proxies and traces on each request and
+wakes a task on each chunk. Here a request is one write, and a chunk can be handed on in the very
+callback that read it (``EngineResponse.pipe_to``). See docs/adr/0006-raw-engine-client.md.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+MAX_BUFFERED_BYTES = 256 * 1024
+_CONTINUE_STATUSES = range(100, 200)
+
+
+class EngineResponse:
+    """One answer, as it arrives.
+
+    Attributes:
+        status: Once ``head`` has returned.
+        has_begun: Whether any byte of it came.
+        is_complete: Whether all of it came.
+    """
+
+    def __init__(self, connection: "EngineConnection") -> None:
+        self.status = 0
+        self.has_begun = False
+        self.is_complete = False
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._num_buffered = 0
+        self._error: OSError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], None] | None = None
+
+    async def head(self) -> int:
+        """Wait for the head; return the status.
+
+        Raises:
+            OSError: The connection broke, or nothing came in time.
+        """
+        while not self.status:
+            await self._wait()
+        return self.status
+
+    async def readany(self) -> bytes:
+        """Return what has come of the body, at least a byte; nothing at its end.
+
+        Raises:
+            OSError: The connection broke, or nothing came in time.
+        """
+        while not self._parts:
+            if self.is_complete:
+                return b""
+            await self._wait()
+        return self._take()
+
+    async def read(self) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            OSError: The connection broke, or nothing came in time.
+        """
+        parts: list[bytes] = []
+        while True:
+            part = await self.readany()
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+
+    async def pipe_to(self, sink: Callable[[bytes], None]) -> None:
+        """Hand the rest of the body to ``sink`` as it is read, without waking a task for each part.
+
+        Ends early, without an error, when ``stop_piping`` is called.
+
+        Raises:
+            OSError: The connection broke, or nothing came in time.
+        """
+        if self._parts:
+            sink(self._take())
+        self._sink = sink
+        try:
+            while self._sink is not None and not self.is_complete:
+                await self._wait()
+        finally:
+            self._sink = None
+
+    def stop_piping(self) -> None:
+        """End ``pipe_to``."""
+        self._sink = None
+        self.wake()
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Stop or go on reading from the engine: whoever is behind us cannot keep up, or can."""
+        self._connection.set_paused(is_paused)
+
+    def close(self) -> None:
+        """Let go: a whole answer's connection is used again, any other one is closed at once."""
+        self._connection.let_go()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for the engine, and not the engine for us."""
+        return self._waiter is not None and not self._connection.is_paused
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._connection.touch()
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def wake(self) -> None:
+        """Wake whoever waits."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _take(self) -> bytes:
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._num_buffered > MAX_BUFFERED_BYTES:
+            self._connection.set_paused(False)
+        self._num_buffered = 0
+        return data
+
+    def add(self, part: bytes) -> None:
+        """Take a part of the body as the parser finds it."""
+        self._parts.append(part)
+        self._num_buffered += len(part)
+
+    def deliver(self) -> None:
+        """Hand on what one read brought."""
+        if self._sink is not None:
+            if self._parts:
+                self._sink(self._take())
+            if self.is_complete:
+                self.wake()
+            return
+        if self._num_buffered > MAX_BUFFERED_BYTES:
+            self._connection.set_paused(True)
+        self.wake()
+
+    def fail(self, error: OSError) -> None:
+        """End it half way."""
+        if not self.is_complete:
+            self._error = error
+            self.wake()
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection; carries one request at a time.
+
+    Args:
+        home: Where it waits for the next request after a whole answer.
+        now: The loop's time.
+        on_lost: Told when it is closed.
+
+    Attributes:
+        response: The answer to what was sent last, until it is let go.
+        last_active: Loop time of the last byte, or of the moment somebody began to wait for one.
+    """
+
+    def __init__(
+        self,
+        home: "list[EngineConnection]",
+        now: Callable[[], float],
+        on_lost: "Callable[[EngineConnection], None]",
+    ) -> None:
+        self.last_active = now()
+        self.is_open = False
+        self.is_paused = False
+        self.response: EngineResponse | None = None
+        self._home = home
+        self._now = now
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._has_length = False
+        self._can_stay = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        # uvloop's transports are not subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self.is_open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is under way."""
+        self.is_open = False
+        self._parser = None  # it refers back to us
+        self._on_lost(self)
+        response = self.response
+        if response is None:
+            return
+        if exc is None and response.status and not self._has_length:
+            # A body without a length ends with its connection (RFC 9112, 6.3).
+            response.is_complete = True
+            response.deliver()
+            return
+        response.fail(ConnectionResetError("the engine closed the connection"))
+
+    def touch(self) -> None:
+        """Begin to count silence from now."""
+        self.last_active = self._now()
+
+    def send(self, data: bytes) -> EngineResponse:
+        """Send a whole request."""
+        if self._transport is None:
+            raise RuntimeError("not connected")
+        self._has_length = self._can_stay = False
+        response = self.response = EngineResponse(self)
+        self._transport.write(data)
+        return response
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read and hand it on."""
+        response, parser = self.response, self._parser
+        if response is None or parser is None:
+            self.abort()  # an answer that nobody asked for
+            return
+        self.last_active = self._now()
+        response.has_begun = True
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.abort()
+            response.fail(ConnectionResetError("the engine does not speak HTTP"))
+            return
+        response.deliver()
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: ARG002 - httptools' signature
+        """Note how the body's end will be known."""
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._has_length = True
+
+    def on_headers_complete(self) -> None:
+        """Note the status; interim answers (100, 103) are not the answer."""
+        if self.response is None or self._parser is None:
+            return
+        status = self._parser.get_status_code()
+        if status not in _CONTINUE_STATUSES:
+            self.response.status = status
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if self.response is not None:
+            self.response.add(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer."""
+        response = self.response
+        if response is not None and response.status and self._parser is not None:
+            response.is_complete = True
+            self._can_stay = self._parser.should_keep_alive()
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Stop or go on reading."""
+        if self._transport is None or self.is_paused == is_paused or not self.is_open:
+            return
+        self.is_paused = is_paused
+        if is_paused:
+            self._transport.pause_reading()
+        else:
+            self.touch()
+            self._transport.resume_reading()
+
+    def let_go(self) -> None:
+        """Go back to the pool after a whole answer; close otherwise."""
+        response, self.response = self.response, None
+        if response is not None and response.is_complete and self._can_stay and self.is_open:
+            self.set_paused(False)
+            self._home.append(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
