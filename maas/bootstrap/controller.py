@@ -16,8 +16,8 @@ from maas.core.errors import MaasError
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
+from maas.serving.cluster import cluster_address
 from maas.serving.controller import Reconciler
-from maas.serving.head import cluster_address
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 

@@ -22,7 +22,7 @@ from maas.core.host import check_disk, check_port
 from maas.core.settings import Settings
 from maas.engines.orphans import kill_orphans
 from maas.engines.prepare import verify_model
-from maas.serving.head import address_file, ensure_token, ray_environment
+from maas.serving.cluster import address_file, ensure_token, ray_environment
 from maas.serving.supervisor import ProcessSpec, Supervisor
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 

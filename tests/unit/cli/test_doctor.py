@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,10 @@ def test_a_check_that_breaks_is_a_finding():
 
     finding = doctor._guarded("disk", broken)
     assert (finding.name, finding.state) == ("disk", State.FAIL)
+
+
+def test_command_line_starts_without_the_heavy_libraries():
+    heavy = "torch", "ray", "vllm", "transformers"
+    code = f"import sys, maas.cli.main; print(*sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -106,3 +106,8 @@ def test_too_little_room_says_how_much_is_missing(tmp_path):
     with pytest.raises(DiskFull, match=r"GiB free, .* GiB needed; .*MAAS_HOME") as caught:
         check_disk(tmp_path / "not" / "there", need_bytes=need)
     assert str(tmp_path) in caught.value.message
+
+
+def test_a_client_on_a_port_is_no_listener(taken):
+    with socket.create_connection(("127.0.0.1", taken)) as client:
+        assert find_listener(client.getsockname()[1]) is None
