@@ -17,7 +17,7 @@ from .small_weights import write_bert, write_codegen
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.asyncio(loop_scope="package"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.timeout(300),
 ]
 

@@ -10,7 +10,7 @@ from maas.core.errors import CapabilityMissing, EngineError, EngineUnreachable
 
 from .small_weights import write_adapter
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 QUESTION = "What is the capital of France?"
 PERSON = {
