@@ -43,6 +43,12 @@ class DirectClient:
         if not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
+    def write_framed(self, data: bytes) -> None:
+        """Write a part of a chunked body that has its framing already."""
+        cycle = self._cycle
+        if not cycle.disconnected:
+            cycle.transport.write(data)
+
     def is_behind(self, send: Send) -> bool:
         """Whether ``send`` goes straight to this client, with nothing in between."""
         return send == self._cycle.send

@@ -92,7 +92,7 @@ class Exchange:
         client.on_writable = lambda is_writable: answer.set_paused(not is_writable)
         try:
             await answer.pipe(
-                client.write,
+                client,
                 shown_name=self.shown_name,
                 latencies=self.latencies,
                 last=self.first_byte,

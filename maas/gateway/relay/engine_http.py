@@ -14,6 +14,8 @@ import httptools
 from maas.gateway.corked import Cork, CorkedTransport
 
 MAX_BUFFERED_BYTES = 256 * 1024
+Sink = Callable[[bytes], None]
+FramedSink = Callable[[bytes], bool]
 _CONTINUE_STATUSES = range(100, 200)
 
 
@@ -24,18 +26,21 @@ class EngineResponse:
         status: Once ``head`` has returned.
         has_begun: Whether any byte of it came.
         is_complete: Whether all of it came.
+        sink: Where its body goes while ``pipe_to`` runs.
+        framed_sink: Where whole chunks are offered first, then.
     """
 
-    def __init__(self, connection: "EngineConnection") -> None:
+    def __init__(self, connection: "EngineConnection", parts: list[bytes]) -> None:
         self.status = 0
         self.has_begun = False
         self.is_complete = False
+        self.sink: Sink | None = None
+        self.framed_sink: FramedSink | None = None
         self._connection = connection
-        self._parts: list[bytes] = []
+        self._parts = parts
         self._num_buffered = 0
         self._error: OSError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._sink: Callable[[bytes], None] | None = None
 
     async def head(self) -> int:
         """Wait for the head; return the status.
@@ -72,26 +77,31 @@ class EngineResponse:
                 return b"".join(parts)
             parts.append(part)
 
-    async def pipe_to(self, sink: Callable[[bytes], None]) -> None:
+    async def pipe_to(self, sink: Sink, framed_sink: FramedSink | None = None) -> None:
         """Hand the rest of the body to ``sink`` as it is read, without waking a task for each part.
 
         Ends early, without an error, when ``stop_piping`` is called.
+
+        Args:
+            sink: Takes parts of the body.
+            framed_sink: Offered each read that is exactly one chunk, framing and all; where it
+                takes it (returns true), nobody parses it.
 
         Raises:
             OSError: The connection broke, or nothing came in time.
         """
         if self._parts:
             sink(self._take())
-        self._sink = sink
+        self.sink, self.framed_sink = sink, framed_sink
         try:
-            while self._sink is not None and not self.is_complete:
+            while self.sink is not None and not self.is_complete:
                 await self._wait()
         finally:
-            self._sink = None
+            self.sink = self.framed_sink = None
 
     def stop_piping(self) -> None:
         """End ``pipe_to``."""
-        self._sink = None
+        self.sink = self.framed_sink = None
         self.wake()
 
     def set_paused(self, is_paused: bool) -> None:
@@ -129,19 +139,15 @@ class EngineResponse:
         self._num_buffered = 0
         return data
 
-    def add(self, part: bytes) -> None:
-        """Take a part of the body as the parser finds it."""
-        self._parts.append(part)
-        self._num_buffered += len(part)
-
-    def deliver(self) -> None:
-        """Hand on what one read brought."""
-        if self._sink is not None:
+    def deliver(self, num_bytes: int) -> None:
+        """Hand on what one read of this many bytes brought."""
+        if self.sink is not None:
             if self._parts:
-                self._sink(self._take())
+                self.sink(self._take())
             if self.is_complete:
                 self.wake()
             return
+        self._num_buffered += num_bytes
         if self._num_buffered > MAX_BUFFERED_BYTES:
             self._connection.set_paused(True)
         self.wake()
@@ -151,6 +157,16 @@ class EngineResponse:
         if not self.is_complete:
             self._error = error
             self.wake()
+
+
+def is_one_chunk(data: bytes) -> bool:
+    """Say whether a read is exactly one chunk of a chunked body, and not the last, empty one.
+
+    Only the plainest form counts: the size in lower-case hexadecimal without zeros in front.
+    """
+    head = data.find(b"\r\n", 0, 10)
+    size = len(data) - head - 4
+    return head > 0 and size > 0 and data[:head] == b"%x" % size and data.endswith(b"\r\n")
 
 
 class EngineConnection(asyncio.Protocol):
@@ -184,6 +200,10 @@ class EngineConnection(asyncio.Protocol):
         self._cork = cork
         self._on_lost = on_lost
         self._transport: CorkedTransport | None = None
+        self._parts: list[bytes] = []
+        # The parser's callback for the body, and no Python frame of ours.
+        self.on_body = self._parts.append
+        self._is_between_chunks = False
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._has_length = False
         self._can_stay = False
@@ -205,7 +225,7 @@ class EngineConnection(asyncio.Protocol):
         if exc is None and response.status and not self._has_length:
             # A body without a length ends with its connection (RFC 9112, 6.3).
             response.is_complete = True
-            response.deliver()
+            response.deliver(0)
             return
         response.fail(ConnectionResetError("the engine closed the connection"))
 
@@ -217,8 +237,9 @@ class EngineConnection(asyncio.Protocol):
         """Send a whole request."""
         if self._transport is None:
             raise RuntimeError("not connected")
-        self._has_length = self._can_stay = False
-        response = self.response = EngineResponse(self)
+        self._has_length = self._can_stay = self._is_between_chunks = False
+        self._parts.clear()
+        response = self.response = EngineResponse(self, self._parts)
         self._transport.write(data)
         return response
 
@@ -229,6 +250,13 @@ class EngineConnection(asyncio.Protocol):
             self.abort()  # an answer that nobody asked for
             return
         self.last_active = self._now()
+        if (
+            self._is_between_chunks
+            and response.framed_sink is not None
+            and is_one_chunk(data)
+            and response.framed_sink(data)
+        ):
+            return  # the parser, between chunks before and after, has missed nothing
         response.has_begun = True
         try:
             parser.feed_data(data)
@@ -236,7 +264,9 @@ class EngineConnection(asyncio.Protocol):
             self.abort()
             response.fail(ConnectionResetError("the engine does not speak HTTP"))
             return
-        response.deliver()
+        # A read that ended inside the next chunk's size is not between chunks.
+        self._is_between_chunks = self._is_between_chunks and data.endswith(b"\r\n")
+        response.deliver(len(data))
 
     def on_header(self, name: bytes, value: bytes) -> None:  # noqa: ARG002 - httptools' signature
         """Note how the body's end will be known."""
@@ -251,10 +281,13 @@ class EngineConnection(asyncio.Protocol):
         if status not in _CONTINUE_STATUSES:
             self.response.status = status
 
-    def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
-        if self.response is not None:
-            self.response.add(body)
+    def on_chunk_header(self) -> None:
+        """Note that a chunk has begun."""
+        self._is_between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        """Note that a chunk is over."""
+        self._is_between_chunks = True
 
     def on_message_complete(self) -> None:
         """Note the end of the answer."""

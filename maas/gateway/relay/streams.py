@@ -12,6 +12,7 @@ import msgspec
 
 from maas.protocol.sse import DONE_EVENT, EVENT_END, data_of
 
+_FRAMED_END = EVENT_END + b"\r\n"
 _USAGE = re.compile(rb'"usage":\s*\{')
 _FINISH = re.compile(rb'"finish_reason":\s*"')
 _ERROR = re.compile(rb'data: ?\{\s*"error"')
@@ -89,6 +90,18 @@ class StreamFilter:
         if self.rename is not None:
             chunk = chunk.replace(*self.rename)
         return chunk
+
+    def passes_framed(self, chunk: bytes) -> bool:
+        """Count the events of one framed HTTP chunk that can go on as it is; false: feed it."""
+        if (
+            self._rest
+            or self.rename is not None
+            or not chunk.endswith(_FRAMED_END)
+            or not self._is_plain(chunk)
+        ):
+            return False
+        self.num_events += chunk.count(EVENT_END)
+        return True
 
     def _filter(self, chunk: bytes) -> bytes:
         return b"".join(

@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 import msgspec
 
@@ -67,6 +68,18 @@ def refusal_of(status: int, body: bytes) -> MaasError:
         kind = PromptTooLong if too_long else InvalidRequest
         return kind(text or "the engine refused the request", param=detail.param)
     return EngineError(f"the engine answered {status}")
+
+
+class EventSink(Protocol):
+    """A client as the relay writes to it. Neither method may block."""
+
+    def write(self, data: bytes) -> None:
+        """Write events."""
+        ...
+
+    def write_framed(self, data: bytes) -> None:
+        """Write events that are framed already as one HTTP/1.1 chunk."""
+        ...
 
 
 class EngineAnswer:
@@ -139,7 +152,7 @@ class EngineAnswer:
 
     async def pipe(
         self,
-        write: Callable[[bytes], None],
+        client: EventSink,
         *,
         shown_name: str,
         latencies: Latencies,
@@ -148,7 +161,7 @@ class EngineAnswer:
         """Write what ``events`` would yield, each part in the very callback that read it.
 
         Args:
-            write: Takes events; must not block.
+            client: Takes events.
             shown_name: The model as the client named it.
             latencies: Where the time between chunks is counted.
             last: ``perf_counter`` of the first byte.
@@ -159,6 +172,17 @@ class EngineAnswer:
         """
         stream = self._filter(shown_name)
         feed, observe = stream.feed, latencies.chunk.observe
+        write, write_framed, is_plain = client.write, client.write_framed, stream.passes_framed
+
+        def take_framed(chunk: bytes) -> bool:
+            nonlocal last
+            if not is_plain(chunk):
+                return False
+            now = perf_counter()
+            observe(now - last)
+            last = now
+            write_framed(chunk)
+            return True
 
         def take(chunk: bytes) -> None:
             nonlocal last
@@ -176,7 +200,7 @@ class EngineAnswer:
             if events:
                 write(events)
             if not stream.has_failed:
-                await self._response.pipe_to(take)
+                await self._response.pipe_to(take, take_framed)
         except OSError as error:
             self._check_end(stream, error)
         finally:
