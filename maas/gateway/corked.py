@@ -33,6 +33,19 @@ class Cork:
 class CorkedTransport:
     """A transport whose writes leave at the end of the loop's turn, in order."""
 
+    __slots__ = (
+        "_cork",
+        "_num_bytes",
+        "_parts",
+        "_transport",
+        "abort",
+        "get_extra_info",
+        "is_closing",
+        "pause_reading",
+        "resume_reading",
+        "set_protocol",
+    )
+
     def __init__(self, transport: asyncio.Transport, cork: Cork) -> None:
         self._transport = transport
         self._cork = cork

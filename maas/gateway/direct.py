@@ -26,11 +26,19 @@ class DirectClient:
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[bool], None] | None = None
         self._cycle = cycle
+        # Writes a part of a chunked body that has its framing already; a lost client's transport
+        # is closed and takes nothing.
+        self.write_framed: Callable[[bytes], None] = cycle.transport.write
 
     @property
     def is_lost(self) -> bool:
         """Whether the client has left."""
         return self._cycle.disconnected
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether the request's body has been read to its end."""
+        return not self._cycle.more_body
 
     @property
     def is_writable(self) -> bool:
@@ -42,12 +50,6 @@ class DirectClient:
         cycle = self._cycle
         if not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def write_framed(self, data: bytes) -> None:
-        """Write a part of a chunked body that has its framing already."""
-        cycle = self._cycle
-        if not cycle.disconnected:
-            cycle.transport.write(data)
 
     def is_behind(self, send: Send) -> bool:
         """Whether ``send`` goes straight to this client, with nothing in between."""

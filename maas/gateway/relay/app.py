@@ -95,7 +95,6 @@ class Exchange:
                 client,
                 shown_name=self.shown_name,
                 latencies=self.latencies,
-                last=self.first_byte,
             )
         finally:
             client.on_writable = None
@@ -238,14 +237,15 @@ class Relay:
         try:
             caller = self.authenticate(scope, request_id)
             record.key_id = caller.key_id
+            client = direct_client(scope, send)
             raw = await read_body(
                 scope,
                 receive,
                 max_bytes=self._settings.max_body_bytes,
                 timeout_s=self._settings.body_timeout_s,
+                client=client,
             )
             entry, request = self.parse(PARSERS[route], raw)
-            client = direct_client(scope, send)
             with while_client_listens(receive, client):
                 async with self.exchange(entry, request, caller, record) as exchange:
                     await self._answer(exchange, send, client, record)

@@ -7,6 +7,7 @@ callback that read it (``EngineResponse.pipe_to``). See docs/adr/0006-raw-engine
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import cast
 
 import httptools
@@ -15,7 +16,7 @@ from maas.gateway.corked import Cork, CorkedTransport
 
 MAX_BUFFERED_BYTES = 256 * 1024
 Sink = Callable[[bytes], None]
-FramedSink = Callable[[bytes], bool]
+FramedSink = Callable[[bytes, int], bool]
 _CONTINUE_STATUSES = range(100, 200)
 
 
@@ -29,6 +30,19 @@ class EngineResponse:
         sink: Where its body goes while ``pipe_to`` runs.
         framed_sink: Where whole chunks are offered first, then.
     """
+
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_num_buffered",
+        "_parts",
+        "_waiter",
+        "framed_sink",
+        "has_begun",
+        "is_complete",
+        "sink",
+        "status",
+    )
 
     def __init__(self, connection: "EngineConnection", parts: list[bytes]) -> None:
         self.status = 0
@@ -84,8 +98,9 @@ class EngineResponse:
 
         Args:
             sink: Takes parts of the body.
-            framed_sink: Offered each read that is exactly one chunk, framing and all; where it
-                takes it (returns true), nobody parses it.
+            framed_sink: Offered each read that is exactly one chunk, framing and all, with the
+                place where its payload begins; where it takes it (returns true), nobody
+                parses it.
 
         Raises:
             OSError: The connection broke, or nothing came in time.
@@ -159,14 +174,24 @@ class EngineResponse:
             self.wake()
 
 
-def is_one_chunk(data: bytes) -> bool:
-    """Say whether a read is exactly one chunk of a chunked body, and not the last, empty one.
+def payload_start(data: bytes) -> int:
+    """Return where the payload begins of a read that is exactly one chunk, and not the last one.
 
-    Only the plainest form counts: the size in lower-case hexadecimal without zeros in front.
+    Only the plainest form counts, the size in lower-case hexadecimal without zeros in front; 0
+    for anything else.
     """
-    head = data.find(b"\r\n", 0, 10)
-    size = len(data) - head - 4
-    return head > 0 and size > 0 and data[:head] == b"%x" % size and data.endswith(b"\r\n")
+    head = _framing_of(len(data))
+    return len(head) if data.startswith(head) and data.endswith(b"\r\n") else 0
+
+
+@lru_cache(maxsize=8192)
+def _framing_of(num_bytes: int) -> bytes:
+    """Return how one chunk of this many bytes, framing counted, must begin."""
+    for num_digits in range(1, 9):
+        head = b"%x\r\n" % max(num_bytes - num_digits - 4, 0)
+        if len(head) == num_digits + 2 and head != b"0\r\n":
+            return head
+    return b"no chunk has this length"
 
 
 class EngineConnection(asyncio.Protocol):
@@ -182,6 +207,26 @@ class EngineConnection(asyncio.Protocol):
         response: The answer to what was sent last, until it is let go.
         last_active: Loop time of the last byte, or of the moment somebody began to wait for one.
     """
+
+    # Slots here and in what a chunk passes next: fewer places in memory to look at for each.
+    __slots__ = (
+        "_can_stay",
+        "_cork",
+        "_has_length",
+        "_home",
+        "_is_between_chunks",
+        "_now",
+        "_on_lost",
+        "_parser",
+        "_parts",
+        "_transport",
+        "create_future",
+        "is_open",
+        "is_paused",
+        "last_active",
+        "on_body",
+        "response",
+    )
 
     def __init__(
         self,
@@ -250,13 +295,10 @@ class EngineConnection(asyncio.Protocol):
             self.abort()  # an answer that nobody asked for
             return
         self.last_active = self._now()
-        if (
-            self._is_between_chunks
-            and response.framed_sink is not None
-            and is_one_chunk(data)
-            and response.framed_sink(data)
-        ):
-            return  # the parser, between chunks before and after, has missed nothing
+        if self._is_between_chunks and response.framed_sink is not None:
+            start = payload_start(data)
+            if start and response.framed_sink(data, start):
+                return  # the parser, between chunks before and after, has missed nothing
         response.has_begun = True
         try:
             parser.feed_data(data)

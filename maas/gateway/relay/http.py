@@ -37,8 +37,22 @@ def bearer_of(scope: Scope) -> str:
     return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else ""
 
 
-async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    client: DirectClient | None = None,
+) -> bytes:
     """Read the whole body.
+
+    Args:
+        scope: Of the request.
+        receive: Of the request.
+        max_bytes: Of the body.
+        timeout_s: For all of it.
+        client: Tells whether all of it is here already, and no timer is needed.
 
     Raises:
         RequestTimedOut: It did not arrive in time.
@@ -50,6 +64,8 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s
     declared = header(scope, b"content-length")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
+    if client is not None and client.has_whole_body:
+        return await _read_all(receive, max_bytes=max_bytes)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read_all(receive, max_bytes=max_bytes)

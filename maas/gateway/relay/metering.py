@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -32,6 +33,12 @@ class Histogram:
         """Count one observation."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
+
+    def observe_gaps(self, moments: list[float]) -> None:
+        """Count the times between one moment and the next; keeps the last moment, for the next."""
+        for earlier, later in pairwise(moments):
+            self.observe(later - earlier)
+        del moments[:-1]
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return cumulative buckets as Prometheus wants them."""

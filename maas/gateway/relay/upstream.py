@@ -21,7 +21,7 @@ from maas.core.errors import (
 from maas.core.settings import GatewaySettings
 from maas.gateway.relay.engine_http import EngineResponse
 from maas.gateway.relay.engine_pool import EnginePool, Origin, origin_of
-from maas.gateway.relay.metering import Latencies, Meter
+from maas.gateway.relay.metering import Histogram, Latencies, Meter
 from maas.gateway.relay.requests import EngineRequest, encode_for
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import ModelEntry, Target
@@ -29,6 +29,7 @@ from maas.gateway.relay.streams import StreamFilter, Usage, usage_of
 from maas.protocol.embeddings import EmbeddingRequest
 
 MAX_ATTEMPTS = 3
+MAX_MOMENTS = 256
 _PATH = re.compile(r"(/[\w.@+-]+){2,}")
 _MAX_MESSAGE_CHARS = 1000
 
@@ -71,15 +72,62 @@ def refusal_of(status: int, body: bytes) -> MaasError:
 
 
 class EventSink(Protocol):
-    """A client as the relay writes to it. Neither method may block."""
+    """A client as the relay writes to it. Writing may not block."""
 
     def write(self, data: bytes) -> None:
         """Write events."""
         ...
 
-    def write_framed(self, data: bytes) -> None:
-        """Write events that are framed already as one HTTP/1.1 chunk."""
+    @property
+    def write_framed(self) -> Callable[[bytes], None]:
+        """What writes events that are framed already as one HTTP/1.1 chunk."""
         ...
+
+
+class _Pipe:
+    """What an answer's bytes pass on their way to a client, inside the callback that read them."""
+
+    __slots__ = ("_gaps", "_moments", "_response", "_write", "_write_framed", "stream")
+
+    def __init__(
+        self,
+        stream: StreamFilter,
+        client: EventSink,
+        response: EngineResponse,
+        gaps: Histogram,
+    ) -> None:
+        self.stream = stream
+        self._response = response
+        self._gaps = gaps
+        # Read off the clock for each chunk, counted many at a time.
+        self._moments: list[float] = []
+        self._write, self._write_framed = client.write, client.write_framed
+
+    def take_framed(self, chunk: bytes, start: int) -> bool:
+        """Hand on a framed chunk as it is, if it may; this is the way of nearly all of them."""
+        if not self.stream.passes_framed(chunk, start):
+            return False
+        moments = self._moments
+        moments.append(perf_counter())
+        if len(moments) > MAX_MOMENTS:
+            self.count()
+        self._write_framed(chunk)
+        return True
+
+    def take(self, part: bytes) -> None:
+        """Filter a part of the body and hand on what is left."""
+        self._moments.append(perf_counter())
+        if len(self._moments) > MAX_MOMENTS:
+            self.count()
+        events = self.stream.feed(part)
+        if events:
+            self._write(events)
+        if self.stream.has_failed:
+            self._response.stop_piping()
+
+    def count(self) -> None:
+        """Count the times between chunks so far."""
+        self._gaps.observe_gaps(self._moments)
 
 
 class EngineAnswer:
@@ -156,7 +204,6 @@ class EngineAnswer:
         *,
         shown_name: str,
         latencies: Latencies,
-        last: float,
     ) -> None:
         """Write what ``events`` would yield, each part in the very callback that read it.
 
@@ -164,48 +211,22 @@ class EngineAnswer:
             client: Takes events.
             shown_name: The model as the client named it.
             latencies: Where the time between chunks is counted.
-            last: ``perf_counter`` of the first byte.
 
         Raises:
             EngineUnreachable: The engine died, or stopped without saying that it was done.
             EngineError: The engine reported an error.
         """
-        stream = self._filter(shown_name)
-        feed, observe = stream.feed, latencies.chunk.observe
-        write, write_framed, is_plain = client.write, client.write_framed, stream.passes_framed
-
-        def take_framed(chunk: bytes) -> bool:
-            nonlocal last
-            if not is_plain(chunk):
-                return False
-            now = perf_counter()
-            observe(now - last)
-            last = now
-            write_framed(chunk)
-            return True
-
-        def take(chunk: bytes) -> None:
-            nonlocal last
-            now = perf_counter()
-            observe(now - last)
-            last = now
-            events = feed(chunk)
-            if events:
-                write(events)
-            if stream.has_failed:
-                self._response.stop_piping()
-
+        pipe = _Pipe(self._filter(shown_name), client, self._response, latencies.chunk)
         try:
-            events = feed(self._first)
-            if events:
-                write(events)
-            if not stream.has_failed:
-                await self._response.pipe_to(take, take_framed)
+            pipe.take(self._first)
+            if not pipe.stream.has_failed:
+                await self._response.pipe_to(pipe.take, pipe.take_framed)
         except OSError as error:
-            self._check_end(stream, error)
+            self._check_end(pipe.stream, error)
         finally:
-            self.usage, self.num_events = stream.usage, stream.num_events
-        self._check_end(stream)
+            pipe.count()
+            self.usage, self.num_events = pipe.stream.usage, pipe.stream.num_events
+        self._check_end(pipe.stream)
 
     def set_paused(self, is_paused: bool) -> None:
         """Stop or go on reading from the engine."""

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from maas.gateway.corked import Cork
-from maas.gateway.relay.engine_http import EngineConnection, EngineResponse, is_one_chunk
+from maas.gateway.relay.engine_http import EngineConnection, EngineResponse, payload_start
 from maas.gateway.relay.streams import StreamFilter
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -69,7 +69,7 @@ async def test_every_cut_gives_the_same_body():
         connection, response = _begin()
         found: list[bytes] = []
 
-        def take_framed(chunk: bytes, found: list[bytes] = found) -> bool:
+        def take_framed(chunk: bytes, _start: int, found: list[bytes] = found) -> bool:
             nonlocal num_framed
             num_framed += 1
             found.append(_deframe(chunk))
@@ -86,7 +86,7 @@ async def test_every_cut_gives_the_same_body():
 async def test_chunk_that_the_sink_leaves_is_parsed():
     connection, response = _begin()
     found: list[bytes] = []
-    response.sink, response.framed_sink = found.append, lambda _: False
+    response.sink, response.framed_sink = found.append, lambda *_: False
     for part in (b"1\r\na\r\n", b"1\r\nb\r\n", END):
         connection.data_received(part)
     assert found == [b"a", b"b"]
@@ -95,14 +95,14 @@ async def test_chunk_that_the_sink_leaves_is_parsed():
 
 async def test_nothing_is_framed_before_the_first_chunk():
     connection, response = _begin()
-    response.framed_sink = lambda _: pytest.fail("the parser has not seen a chunk yet")
+    response.framed_sink = lambda *_: pytest.fail("the parser has not seen a chunk yet")
     response.sink = lambda _: None
     connection.data_received(b"1\r\na\r\n")
 
 
 @pytest.mark.parametrize("data", [b"1\r\na\r\n", b"a\r\n0123456789\r\n", b"2\r\n\r\n\r\n"])
 def test_whole_chunks(data):
-    assert is_one_chunk(data)
+    assert payload_start(data) == data.index(b"\n") + 1
 
 
 @pytest.mark.parametrize(
@@ -125,20 +125,25 @@ def test_whole_chunks(data):
     ],
 )
 def test_anything_else_goes_to_the_parser(data):
-    assert not is_one_chunk(data)
+    assert payload_start(data) == 0
 
 
-EVENT = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+EVENT = b'data: {"id":"x","choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 
 
 def _framed(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-def test_plain_events_pass_framed_and_are_counted():
+def _passes(stream: StreamFilter, payload: bytes) -> bool:
+    chunk = _framed(payload)
+    return stream.passes_framed(chunk, payload_start(chunk))
+
+
+def test_a_plain_event_passes_framed_and_is_counted():
     stream = StreamFilter(wants_usage=False)
-    assert stream.passes_framed(_framed(EVENT + EVENT))
-    assert stream.num_events == 2
+    assert _passes(stream, EVENT)
+    assert stream.num_events == 1
 
 
 @pytest.mark.parametrize(
@@ -147,28 +152,29 @@ def test_plain_events_pass_framed_and_are_counted():
         EVENT[:-1],
         b"data: [DONE]\n\n",
         b'data: {"error":{"message":"no"}}\n\n',
-        b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n',
+        b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":1}}\n\n',
+        EVENT + EVENT,
+        EVENT + b"data: [DONE]\n\n",
+        b": a comment\n\n",
     ],
 )
 def test_events_that_need_a_look_do_not_pass_framed(payload):
     stream = StreamFilter(wants_usage=False)
-    assert not stream.passes_framed(_framed(payload))
+    assert not _passes(stream, payload)
     assert stream.num_events == 0
 
 
 def test_nothing_passes_framed_behind_half_an_event():
     stream = StreamFilter(wants_usage=False)
     assert stream.feed(EVENT[:10]) == b""
-    assert not stream.passes_framed(_framed(EVENT[10:]))
+    assert not _passes(stream, EVENT[10:])
     assert stream.feed(EVENT[10:]) == EVENT
 
 
 def test_nothing_passes_framed_where_the_models_name_is_replaced():
     stream = StreamFilter(wants_usage=False, rename=(b"a", b"b"))
-    assert not stream.passes_framed(_framed(EVENT))
+    assert not _passes(stream, EVENT)
 
 
-def test_finish_reason_is_seen_where_it_ends_the_stream():
-    stream = StreamFilter(wants_usage=False, ends_with_done=False)
-    assert stream.passes_framed(_framed(EVENT))
-    assert not stream.passes_framed(_framed(EVENT.replace(b"null", b'"stop"')))
+def test_nothing_passes_framed_where_a_finish_reason_ends_the_stream():
+    assert not _passes(StreamFilter(wants_usage=False, ends_with_done=False), EVENT)
