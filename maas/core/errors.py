@@ -17,6 +17,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     ├── NotFound                    no such thing
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
+    ├── LimitExceeded               a limit was reached; the message names it
+    │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
     │   └── NoReplica               nothing is ready to serve this model
     ├── EngineError                 an engine failed
@@ -112,6 +114,14 @@ class ModelNotFound(NotFound):
 
 class Conflict(MaasError):
     code = "conflict"
+
+
+class LimitExceeded(MaasError):
+    code = "rate_limit_exceeded"
+
+
+class BudgetExceeded(LimitExceeded):
+    code = "insufficient_quota"
 
 
 class Unavailable(MaasError):
