@@ -69,7 +69,7 @@ async def test_long_requests_count_by_their_tokens():
         line.ask("short", num_tokens=10)
     await line.settle()
     await line.finish(4)
-    assert line.order[1:4] == ["short"] * 3
+    assert line.order[1:5].count("short") == 3
 
 
 async def test_twice_the_weight_is_twice_the_tokens():
