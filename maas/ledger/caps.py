@@ -90,7 +90,17 @@ def _bounds(metric: Metric, minute: int) -> tuple[float, float | None]:
             return first.timestamp(), following.timestamp()
 
 
+def subject_of(scope: str, scope_id: str, model: str | None = None) -> str:
+    """Return the subject that a limit is about."""
+    owner = f"{scope}:{scope_id}"
+    return owner if model is None or scope == "model" else f"{owner}/model:{model}"
+
+
 def subjects_of(*, organization_id: str, project_id: str, key_id: str, model: str) -> list[str]:
     """Return everything that a request by this key to this model counts against."""
-    owners = [f"organization:{organization_id}", f"project:{project_id}", f"key:{key_id}"]
-    return [*owners, *(f"{owner}/model:{model}" for owner in owners), f"model:{model}"]
+    owners = (("organization", organization_id), ("project", project_id), ("key", key_id))
+    return [
+        *(subject_of(*owner) for owner in owners),
+        *(subject_of(*owner, model) for owner in owners),
+        subject_of("model", model),
+    ]

@@ -9,7 +9,7 @@ the journal twice a second.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -28,6 +28,10 @@ FLUSH_EVERY_S = 0.5
 IDLE_S = 1.0
 _ASK_AGAIN_S = 0.25
 _CONCURRENCY_RETRY_S = 1.0
+
+
+def _nothing() -> int:
+    return 0
 
 
 class Slice:
@@ -86,14 +90,14 @@ class Reservation:
     """What an admitted request holds until it is settled or dropped.
 
     Attributes:
-        num_delivered: Tokens seen to go out; kept up to date by whoever sends them.
+        count_delivered: Says how many tokens were seen to go out by now.
         num_logged: Those the log has.
     """
 
     opened: Opened
     price: Price
     demands: Sequence[Demand]
-    num_delivered: int = 0
+    count_delivered: Callable[[], int] = _nothing
     num_logged: int = 0
 
 
@@ -171,8 +175,21 @@ class Spender:
             piece = self._slices[cap] = Slice(cap, now)
         return Demand(piece, _amount(cap.metric, num_tokens, nanos))
 
-    async def reserve(self, opened: Opened, price: Price, demands: Sequence[Demand]) -> Reservation:
+    async def reserve(
+        self,
+        opened: Opened,
+        price: Price,
+        demands: Sequence[Demand],
+        *,
+        is_patient: bool = True,
+    ) -> Reservation:
         """Reserve all demands, or none; the request may be sent once this returns.
+
+        Args:
+            opened: What the log says of it.
+            price: What it will cost.
+            demands: What it may use.
+            is_patient: Whether to wait for budget that is held and may come back.
 
         Raises:
             LimitExceeded: One cannot be had; the message names the limit.
@@ -181,7 +198,7 @@ class Spender:
         if self._is_closed:
             raise Unavailable("the ledger of this gateway is closed")
         if not self._take(demands):
-            await self._wait_for(demands)
+            await self._wait_for(demands, self._wait_s if is_patient else 0.0)
         reservation = Reservation(opened, price, demands)
         try:
             self._wal.append(opened)
@@ -228,8 +245,9 @@ class Spender:
             if self._batch is not None:
                 await self._post(self._batch)
             for reservation in self._open.values():
-                if reservation.num_delivered > reservation.num_logged:
-                    reservation.num_logged = reservation.num_delivered
+                num_delivered = reservation.count_delivered()
+                if num_delivered > reservation.num_logged:
+                    reservation.num_logged = num_delivered
                     self._wal.append(Progressed(reservation.opened.id, reservation.num_logged))
             if self._wal.is_long:
                 self._wal.rotate([reservation.opened for reservation in self._open.values()])
@@ -308,14 +326,14 @@ class Spender:
             piece.overdrawn += actual - covered
         self._wake(self._watching)
 
-    async def _wait_for(self, demands: Sequence[Demand]) -> None:
+    async def _wait_for(self, demands: Sequence[Demand], wait_s: float) -> None:
         """Wait until all demands are reserved.
 
         Raises:
             LimitExceeded: One of them will not be had.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._wait_s
+        deadline = loop.time() + wait_s
         while True:
             await self._ask(demands)
             if self._take(demands):

@@ -42,13 +42,15 @@ async def client(spender: Spender, random_: random.Random, pause_s: float) -> No
             reservation = await spender.reserve(opened, PRICE, demands)
         except BudgetExceeded:
             return
-        for delivered in range(random_.randint(0, 15)):
-            reservation.num_delivered = delivered
+        delivered: list[int] = []
+        reservation.count_delivered = delivered.__len__
+        for token in range(random_.randint(0, 15)):
             await asyncio.sleep(random_.random() * pause_s)
-        if not reservation.num_delivered:
+            delivered.append(token)
+        if not delivered:
             spender.drop(reservation)
             continue
-        quantity = Quantity(1, input_tokens=5, output_tokens=reservation.num_delivered)
+        quantity = Quantity(1, input_tokens=5, output_tokens=len(delivered))
         entry = spender.settle(reservation, quantity, Exactness.EXACT)
         sys.stdout.write(f"{entry.id} {entry.amount}\n")
         sys.stdout.flush()
