@@ -22,6 +22,7 @@ from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
 from maas.engines.watch import HangDetector
+from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
 from maas.serving.plan import DeploymentPlan, prepare_weights
 from maas.serving.scaling import ONGOING_METRIC
 from maas.store.database import Database
@@ -102,7 +103,13 @@ class EngineReplica:
         deployment = await asyncio.to_thread(self._deployments.get, self._plan.deployment_id)
         # Serve restarts a replica at once; an engine that keeps dying waits longer each time.
         if deployment.num_failures > 1:
-            await asyncio.sleep(min(2.0**deployment.num_failures, self._serving.max_backoff_s))
+            await asyncio.sleep(
+                backoff_s(
+                    deployment.num_failures,
+                    first_s=FIRST_BACKOFF_S,
+                    max_s=self._serving.max_backoff_s,
+                )
+            )
         await self._engine.start()
         await self._engine.wait_ready(self._client, timeout_s=self._serving.start_timeout_s)
         self._lease = dataclasses.replace(self._lease, state=ReplicaState.READY)
