@@ -24,6 +24,9 @@ class EngineCapabilities:
         cache_salt: Keeps the prefix cache of one tenant apart from another's.
         abort_on_disconnect: Stops generating when the client's connection closes.
         runtime_adapters: Loads and unloads LoRA adapters while it serves.
+        reports_load: Says how many requests it holds. Without it a replica is not scaled by
+            load, drains for the whole ``drain_timeout_s``, and counts as hung only when it
+            stops answering.
     """
 
     chat: bool = True
@@ -42,6 +45,7 @@ class EngineCapabilities:
     cache_salt: bool = False
     abort_on_disconnect: bool = False
     runtime_adapters: bool = False
+    reports_load: bool = True
 
 
 def for_task(capabilities: EngineCapabilities, task: Task) -> EngineCapabilities:

@@ -34,7 +34,12 @@ def record_of(row: DeploymentRow) -> Deployment:
     )
 
 
-def _check_bounds(min_replicas: int, max_replicas: int) -> None:
+def check_bounds(min_replicas: int, max_replicas: int) -> None:
+    """Check how many replicas are asked for.
+
+    Raises:
+        ConfigError: The bounds make no sense.
+    """
     if not 1 <= min_replicas <= max_replicas <= MAX_REPLICAS:
         raise ConfigError(
             f"replicas {min_replicas}..{max_replicas}: want 1 <= min <= max <= {MAX_REPLICAS}"
@@ -63,7 +68,7 @@ class DeploymentRepository:
         Raises:
             ConfigError: The replica bounds make no sense.
         """
-        _check_bounds(min_replicas, max_replicas)
+        check_bounds(min_replicas, max_replicas)
         row = DeploymentRow(
             id=new_id("dep"),
             project_id=project_id,
@@ -108,7 +113,7 @@ class DeploymentRepository:
             NotFound: There is none with this id.
             ConfigError: The bounds make no sense.
         """
-        _check_bounds(min_replicas, max_replicas)
+        check_bounds(min_replicas, max_replicas)
         with self._database.write() as session:
             row = session.get(DeploymentRow, deployment_id)
             if row is None or row.deleted_at is not None:
