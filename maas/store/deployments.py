@@ -202,6 +202,21 @@ class DeploymentRepository:
         with self._database.write(bump_revision=False) as session:
             return session.scalar(statement) or 0
 
+    def try_again(self) -> None:
+        """Forget what kept deployments from running: for a start that judges all anew."""
+        stopped = (DeploymentStatus.REFUSED.value, DeploymentStatus.FAILED.value)
+        with self._database.write(bump_revision=False) as session:
+            session.execute(
+                update(DeploymentRow)
+                .where(DeploymentRow.deleted_at.is_(None), DeploymentRow.status.in_(stopped))
+                .values(
+                    status=DeploymentStatus.PENDING.value,
+                    reason=None,
+                    num_failures=0,
+                    retry_at=None,
+                )
+            )
+
     def forget(self, deployment_id: str) -> None:
         """Remove a deployment that has stopped, with its leases."""
         with self._database.write() as session:

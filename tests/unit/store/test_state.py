@@ -183,6 +183,24 @@ def test_scaling_gives_a_failed_deployment_another_try(deployments, deployment):
     assert (tried.status, tried.num_failures, tried.retry_at) == ("pending", 0, None)
 
 
+def test_new_start_tries_what_was_refused_or_failed_again(deployments, deployment):
+    deployments.record_failure(deployment.id, "no")
+    for status in (DeploymentStatus.REFUSED, DeploymentStatus.FAILED):
+        deployments.postpone(deployment.id, status=status, reason="no", retry_at=9e9)
+        deployments.try_again()
+        tried = deployments.get(deployment.id)
+        assert (tried.status, tried.reason, tried.retry_at) == ("pending", None, None)
+        assert tried.num_failures == 0
+
+
+def test_new_start_leaves_what_ran_as_it_is(deployments, deployment):
+    deployments.observe(
+        deployment.id, status=DeploymentStatus.RUNNING, reason=None, seen_failures=0
+    )
+    deployments.try_again()
+    assert deployments.get(deployment.id).status is DeploymentStatus.RUNNING
+
+
 def test_lease_of_a_role_is_held_by_one_until_it_runs_out(database, clock):
     leases = LeaseRepository(database, clock)
     assert leases.acquire("controller", "a", ttl_s=5)
