@@ -25,8 +25,8 @@ class EngineCapabilities:
         abort_on_disconnect: Stops generating when the client's connection closes.
         runtime_adapters: Loads and unloads LoRA adapters while it serves.
         reports_load: Says how many requests it holds. Without it a replica is not scaled by
-            load, drains for the whole ``drain_timeout_s``, and counts as hung only when it
-            stops answering.
+            load, drains for the whole ``drain_timeout_s``, and is judged hung by its processor
+            time (``maas.engines.watch``).
     """
 
     chat: bool = True

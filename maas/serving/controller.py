@@ -197,6 +197,7 @@ class Reconciler:
 
     async def _remove(self, deployment: Deployment, application: Application | None) -> None:
         self._applied.pop(deployment.id, None)
+        self._steady.forget(deployment.id)
         task = self._preparing.pop(deployment.id, None)
         if task is not None:
             task.cancel()

@@ -21,7 +21,7 @@ from maas.engines.contract import EngineLoad
 from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
-from maas.engines.watch import HangDetector
+from maas.engines.watch import HangDetector, observed
 from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
 from maas.serving.cpu_share import CpuShare
 from maas.serving.drain import drain
@@ -149,11 +149,9 @@ class EngineReplica:
     async def _look(self) -> None:
         try:
             self._load = await self._adapter.load(self._client, self._lease.url)
-            # A probe nobody answers is a waiting request, whatever the engine says of itself.
             num_unanswered = int(self._probe_again())
-            held = dataclasses.replace(
-                self._load, num_waiting=self._load.num_waiting + num_unanswered
-            )
+            cpu_s = await asyncio.to_thread(self._engine.cpu_seconds)
+            held = observed(self._load, num_unanswered=num_unanswered, cpu_s=cpu_s)
             self._hang.saw(held, time.monotonic())
         except EngineError:
             self._hang.missed(time.monotonic())
