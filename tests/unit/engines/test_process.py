@@ -26,10 +26,12 @@ async def test_started_engine_becomes_ready_and_stops_without_a_trace(start, cli
     assert engine.is_alive
     assert len(tree_of(engine.pid)) == 4
     assert engine.memory_bytes() > 2**20
+    assert 0 < engine.cpu_seconds() < 10
     await engine.stop(grace_s=5)
     assert not engine.is_alive
     assert find_orphans(tmp_path) == []
     assert engine.memory_bytes() == 0
+    assert engine.cpu_seconds() == 0
 
 
 async def test_engine_that_ignores_sigterm_is_killed_after_the_grace(start, client, tmp_path):
