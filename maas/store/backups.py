@@ -1,5 +1,7 @@
 """Copies of a SQLite store as it was before an upgrade; a PostgreSQL server has its own tools."""
 
+import contextlib
+import errno
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -36,20 +38,23 @@ class Backups:
 
         Raises:
             DiskFull: No room for the copy; nothing is left of it.
+            HostError: It cannot be made for another reason.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self._folder.glob(f"*{_DRAFT}"):
-            left.unlink()
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         copy = self._folder / f"{version}-{now}.db"
         draft = copy.with_name(copy.name + _DRAFT)
-        draft.touch(mode=0o600)
         try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in self._folder.glob(f"*{_DRAFT}"):
+                left.unlink()
+            draft.touch(mode=0o600)
             _copy(database_file, draft)
             draft.replace(copy)
-        except sqlite3.Error as error:
-            draft.unlink()
-            kind = DiskFull if "full" in str(error) else HostError
+        except (OSError, sqlite3.Error) as error:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            is_full = "is full" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+            kind = DiskFull if is_full else HostError
             raise kind(
                 f"the store cannot be copied to {copy} before its upgrade: {error}; "
                 "nothing was changed"

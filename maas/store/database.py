@@ -75,8 +75,7 @@ class Database:
             HostError: It cannot be opened, or is of a newer version than this one.
         """
         backups = Backups(backups_dir, keep=self._settings.num_backups) if backups_dir else None
-        with translated(self.name):
-            self.migrator(backups).run()
+        self.migrator(backups).run()
 
     def migrator(
         self, backups: Backups | None = None, *, migrations_dir: Path = MIGRATIONS_DIR

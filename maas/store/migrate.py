@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 from maas.core.errors import HostError
 from maas.store.backups import Backups
 from maas.store.dialects import Dialect
+from maas.store.failures import translated
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ class Migrator:
         Raises:
             HostError: The store is of a newer version than this one, or a migration failed.
         """
-        wanted = self._scripts.get_current_head() if target == "head" else target
+        with translated(self._name):
+            self._run(self._scripts.get_current_head() if target == "head" else target)
+
+    def _run(self, wanted: str | None) -> None:
         # Almost always true, and then no writer has to wait for us.
         with self._engine.connect() as connection:
             if self._current(connection) == wanted:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from maas.store.text import ShortText
@@ -23,6 +23,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         list[str]: JSON,
         int: BigInteger,
+        float: Float,  # double precision on PostgreSQL
         str: ShortText(255),
     }
 
