@@ -18,7 +18,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
     ├── Unavailable                 try again later
-    │   └── NoReplica               nothing is ready to serve this model
+    │   ├── NoReplica               nothing is ready to serve this model
+    │   └── StoreUnavailable        the database does not answer, or is busy for too long
     ├── EngineError                 an engine failed
     │   ├── EngineStartFailed       it exited or never became ready
     │   └── EngineUnreachable       it did not answer, or stopped half way
@@ -120,6 +121,10 @@ class Unavailable(MaasError):
 
 class NoReplica(Unavailable):
     code = "no_replica"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
 
 
 class EngineError(MaasError):

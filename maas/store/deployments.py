@@ -11,6 +11,7 @@ from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.records import Deployment, DeploymentStatus
 from maas.store.tables import DeploymentRow, ReplicaRow
+from maas.store.text import as_text
 
 MAX_REPLICAS = 1024
 
@@ -146,7 +147,7 @@ class DeploymentRepository:
             # A deployment on its way out keeps saying so, whatever was seen a moment before.
             if row is None or row.deleted_at is not None:
                 return
-            row.status, row.reason = status.value, reason and reason[:4096]
+            row.status, row.reason = status.value, reason and as_text(reason)[:4096]
             row.num_failures, row.retry_at = num_failures, retry_at
 
     def record_failure(self, deployment_id: str, reason: str) -> int:
@@ -160,7 +161,7 @@ class DeploymentRepository:
             if row is None:
                 return 0
             row.num_failures += 1
-            row.reason = reason[:4096]
+            row.reason = as_text(reason)[:4096]
             return row.num_failures
 
     def forget(self, deployment_id: str) -> None:

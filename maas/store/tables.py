@@ -2,8 +2,10 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData, String
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from maas.store.text import ShortText
 
 
 class Base(DeclarativeBase):
@@ -21,7 +23,8 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         list[str]: JSON,
         int: BigInteger,
-        str: String(255),
+        float: Float,  # double precision on PostgreSQL
+        str: ShortText(255),
     }
 
 
@@ -70,7 +73,7 @@ class DeploymentRow(Base):
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
     status: Mapped[str]
-    reason: Mapped[str | None] = mapped_column(String(4096))
+    reason: Mapped[str | None] = mapped_column(ShortText(4096))
     num_failures: Mapped[int]
     retry_at: Mapped[float | None]
 
