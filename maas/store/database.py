@@ -5,16 +5,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, event, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from maas.core.settings import StoreSettings
+from maas.store.audit import record_changes, refuse_bulk_changes
 from maas.store.backups import Backups
 from maas.store.dialects import dialect_of, parse_url, shown
 from maas.store.failures import is_connection_lost, translated
 from maas.store.migrate import MIGRATIONS_DIR, Migrator
 from maas.store.tables import RevisionRow
+from maas.store.transactions import joined_session
 
 # A server that restarts is away for a moment; a transaction that has not begun can wait for it.
 _PAUSES_S = (0.1, 0.3, 0.6, 1.0)
@@ -38,7 +40,9 @@ class Database:
         self._settings = settings or StoreSettings()
         self._dialect = dialect_of(parsed, self._settings)
         self.engine: Engine = self._dialect.connect(parsed)
-        self._session: Callable[[], Session] = sessionmaker(self.engine, expire_on_commit=False)
+        self._session: sessionmaker[Session] = sessionmaker(self.engine, expire_on_commit=False)
+        event.listen(self._session, "before_flush", record_changes)
+        event.listen(self._session, "do_orm_execute", refuse_bulk_changes)
 
     @property
     def is_embedded(self) -> bool:
@@ -48,6 +52,11 @@ class Database:
     @contextmanager
     def read(self) -> Generator[Session]:
         """Open a session that sees one consistent state and writes nothing."""
+        joined = joined_session(self.engine)
+        if joined is not None:
+            with translated(self.name):
+                yield joined
+            return
         with translated(self.name), self._open(self._dialect.begin_read) as session:
             yield session
 
@@ -58,11 +67,28 @@ class Database:
         Args:
             bump_revision: Whether gateways must read desired state anew. Heartbeats say no.
         """
+        joined = joined_session(self.engine)
+        if joined is not None:
+            with translated(self.name), joined.begin_nested():
+                yield joined
+                self._bump(joined, is_wanted=bump_revision)
+            return
         with translated(self.name), self._open(self._dialect.begin_write) as session:
             yield session
-            if bump_revision:
-                session.execute(update(RevisionRow).values(value=RevisionRow.value + 1))
+            self._bump(session, is_wanted=bump_revision)
             session.commit()
+
+    def begin(self) -> Session:
+        """Begin a transaction that others join (``maas.store.transactions.joining``).
+
+        The caller commits it, or rolls it back, and closes it.
+        """
+        with translated(self.name):
+            return self._open(self._dialect.begin_write)
+
+    def _bump(self, session: Session, *, is_wanted: bool) -> None:
+        if is_wanted:
+            session.execute(update(RevisionRow).values(value=RevisionRow.value + 1))
 
     def migrate(self, *, backups_dir: Path | None = None) -> None:
         """Bring the tables to this version's shape: all of it or nothing.

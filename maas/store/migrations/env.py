@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from maas.store.tables import Base
+from maas.store.tenancy_tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],
