@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from maas.catalog.catalog import load_catalog
 from maas.engines.prepare import prepare_model
 from maas.store.database import Database
 from tests.platform import Platform, link_weights, running_platform
+from tests.postgres import PostgresServer, postgres_server
 
 REPOSITORY = Path(__file__).parents[1]
+# What every test that touches the store runs on.
+STORES = ("sqlite", "postgres")
 
 
 @dataclass
@@ -33,10 +37,47 @@ def clock() -> MovableClock:
     return MovableClock()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for the whole session, started by the first test that asks for it."""
+    with postgres_server() as server:
+        yield server
+
+
+@contextmanager
+def fresh_store(request: pytest.FixtureRequest, folder: Path, *, migrated: bool) -> Iterator[str]:
+    """Make a store of the kind that the test's parameter names; yield its URL."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{folder / 'maas.db'}"
+        if migrated:
+            database = Database(url)
+            database.migrate()
+            database.close()
+        yield url
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    with server.migrated() if migrated else server.empty() as url:
+        yield url
+
+
+@pytest.fixture(params=STORES)
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A store with this version's tables, of each kind."""
+    with fresh_store(request, tmp_path, migrated=True) as url:
+        yield url
+
+
+@pytest.fixture(params=STORES)
+def empty_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A store without tables, of each kind."""
+    with fresh_store(request, tmp_path, migrated=False) as url:
+        yield url
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'maas.db'}")
-    database.migrate()
+def database(store_url: str) -> Iterator[Database]:
+    """The store of each kind, opened."""
+    database = Database(store_url)
     yield database
     database.close()
 

@@ -39,8 +39,8 @@ def resolve_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 def open_store(settings: Settings) -> Store:
     """Open the store, making its tables where they are missing."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.resolved_database_url)
-    database.migrate()
+    database = Database(settings.resolved_database_url, settings.store)
+    database.migrate(backups_dir=settings.backups_dir)
     clock = SystemClock()
     return Store(
         database=database,
@@ -60,9 +60,9 @@ def save_settings(settings: Settings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
     values = settings.model_dump(mode="json")
-    if settings.hf_token is not None:
-        # A dump masks secrets; the processes that fetch weights need this one.
-        values["hf_token"] = settings.hf_token.get_secret_value()
+    # A dump masks secrets; the processes that fetch weights or open the store need them.
+    for name, secret in (("hf_token", settings.hf_token), ("database_url", settings.database_url)):
+        values[name] = secret and secret.get_secret_value()
     path.write_text(json.dumps(values, indent=2), encoding="utf-8")
     return path
 

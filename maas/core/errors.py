@@ -13,14 +13,21 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   ├── PromptTooLong           prompt + max_tokens over the model's context
     │   └── CapabilityMissing       the model's engine cannot do what was asked
     ├── AuthenticationFailed        no key, an unknown key, a revoked key
+    │   ├── KeyExpired              the key's time is over
+    │   └── AddressNotAllowed       the key is not for the network the caller is in
     ├── PermissionDenied            the key may not do this
+    │   ├── ModelNotAllowed         the key is not for this model
+    │   ├── EndpointNotAllowed      the key is not for this route
+    │   └── AccessWithdrawn         the key's project or owner is no more
     ├── NotFound                    no such thing
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
+    │   └── IdempotencyKeyReused    the same Idempotency-Key came with another request
     ├── LimitExceeded               a limit was reached; the message names it
     │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
-    │   └── NoReplica               nothing is ready to serve this model
+    │   ├── NoReplica               nothing is ready to serve this model
+    │   └── StoreUnavailable        the database does not answer, or is busy for too long
     ├── EngineError                 an engine failed
     │   ├── EngineStartFailed       it exited or never became ready
     │   └── EngineUnreachable       it did not answer, or stopped half way
@@ -100,8 +107,28 @@ class AuthenticationFailed(MaasError):
     code = "invalid_api_key"
 
 
+class KeyExpired(AuthenticationFailed):
+    code = "api_key_expired"
+
+
+class AddressNotAllowed(AuthenticationFailed):
+    code = "ip_not_authorized"
+
+
 class PermissionDenied(MaasError):
     code = "permission_denied"
+
+
+class ModelNotAllowed(PermissionDenied):
+    code = "model_not_allowed"
+
+
+class EndpointNotAllowed(PermissionDenied):
+    code = "endpoint_not_allowed"
+
+
+class AccessWithdrawn(PermissionDenied):
+    code = "access_withdrawn"
 
 
 class NotFound(MaasError):
@@ -114,6 +141,10 @@ class ModelNotFound(NotFound):
 
 class Conflict(MaasError):
     code = "conflict"
+
+
+class IdempotencyKeyReused(Conflict):
+    code = "idempotency_key_reused"
 
 
 class LimitExceeded(MaasError):
@@ -130,6 +161,10 @@ class Unavailable(MaasError):
 
 class NoReplica(Unavailable):
     code = "no_replica"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
 
 
 class EngineError(MaasError):

@@ -64,6 +64,21 @@ class ServingSettings(_Section):
     """Ray's shared memory. Small: no model bytes pass through it."""
 
 
+class StoreSettings(_Section):
+    """Connections to the store; SQLite uses none of these but ``num_backups``."""
+
+    pool_size: int = Field(default=8, gt=0)
+    """Most connections one process keeps to PostgreSQL."""
+    connect_timeout_s: int = Field(default=5, ge=2)
+    """Seconds to wait for a connection to PostgreSQL."""
+    statement_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds one statement may take, and a transaction may stand idle, before it is ended."""
+    lock_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds a change waits for the changes before it."""
+    num_backups: int = Field(default=5, gt=0)
+    """Copies of a SQLite store that are kept in ``home``/backups; one is made before an upgrade."""
+
+
 class Settings(_Section):
     """Everything an operator can set."""
 
@@ -75,8 +90,8 @@ class Settings(_Section):
     """Port of the gateway."""
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     """Port of the Prometheus metrics."""
-    database_url: str | None = None
-    """SQLAlchemy URL; none means SQLite in ``home``."""
+    database_url: SecretStr | None = None
+    """``postgresql://USER:PASSWORD@HOST:PORT/NAME``; none means SQLite in ``home``."""
     models_dir: Path = Path(__file__).resolve().parents[2] / "models"
     """Folder of model cards; by default the one beside the package in a checkout."""
     model: str | None = "smollm2-135m-instruct"
@@ -97,11 +112,19 @@ class Settings(_Section):
     """What the platform's own logs say."""
     gateway: GatewaySettings = GatewaySettings()
     serving: ServingSettings = ServingSettings()
+    store: StoreSettings = StoreSettings()
 
     @property
     def resolved_database_url(self) -> str:
-        """The SQLAlchemy URL of the store."""
-        return self.database_url or f"sqlite:///{self.home / 'maas.db'}"
+        """The URL of the store. It may hold a password: hand it to the store, show it nobody."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'maas.db'}"
+
+    @property
+    def backups_dir(self) -> Path:
+        """Folder of copies of the store, made before each upgrade."""
+        return self.home / "backups"
 
     @property
     def gateway_url(self) -> str:

@@ -21,7 +21,13 @@ STATUSES: dict[type[MaasError], tuple[int, str]] = {
     errors.EngineError: (502, "server_error"),
 }
 # What an operator should read and a caller must not: their messages hold paths and internals.
-_PRIVATE = (errors.ConfigError, errors.WeightsError, errors.HostError, errors.EngineStartFailed)
+_PRIVATE = (
+    errors.ConfigError,
+    errors.WeightsError,
+    errors.HostError,
+    errors.EngineStartFailed,
+    errors.StoreUnavailable,
+)
 _PRIVATE_MESSAGE = "the server failed; its operator finds the reason in the log, by request id"
 DEFAULT_RETRY_AFTER_S = 2.0
 

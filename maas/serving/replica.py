@@ -57,7 +57,8 @@ class EngineReplica:
         self._plan = plan
         self._serving = settings.serving
         self._adapter = get_engine(plan.engine)
-        database, clock = Database(settings.resolved_database_url), SystemClock()
+        database = Database(settings.resolved_database_url, settings.store)
+        clock = SystemClock()
         self._clock = clock
         self._replicas = ReplicaRepository(database, clock)
         self._deployments = DeploymentRepository(database, clock)

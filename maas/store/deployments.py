@@ -11,6 +11,7 @@ from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.records import Deployment, DeploymentStatus
 from maas.store.tables import DeploymentRow, ReplicaRow
+from maas.store.text import as_text
 
 MAX_REPLICAS = 1024
 
@@ -169,7 +170,12 @@ class DeploymentRepository:
                 DeploymentRow.deleted_at.is_(None),
                 DeploymentRow.num_failures == seen_failures,
             )
-            .values(status=status.value, reason=reason and reason[:4096], retry_at=None, **values)
+            .values(
+                status=status.value,
+                reason=reason and as_text(reason)[:4096],
+                retry_at=None,
+                **values,
+            )
             .returning(DeploymentRow.id)
         )
         with self._database.write(bump_revision=False) as session:
@@ -183,7 +189,7 @@ class DeploymentRepository:
             session.execute(
                 update(DeploymentRow)
                 .where(DeploymentRow.id == deployment_id, DeploymentRow.deleted_at.is_(None))
-                .values(status=status.value, reason=reason[:4096], retry_at=retry_at)
+                .values(status=status.value, reason=as_text(reason)[:4096], retry_at=retry_at)
             )
 
     def record_failure(self, deployment_id: str, reason: str) -> int:
@@ -196,7 +202,7 @@ class DeploymentRepository:
             update(DeploymentRow)
             .where(DeploymentRow.id == deployment_id)
             # The database adds: two replicas that fail at once are two failures.
-            .values(num_failures=DeploymentRow.num_failures + 1, reason=reason[:4096])
+            .values(num_failures=DeploymentRow.num_failures + 1, reason=as_text(reason)[:4096])
             .returning(DeploymentRow.num_failures)
         )
         with self._database.write(bump_revision=False) as session:

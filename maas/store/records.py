@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -26,13 +27,130 @@ class ReplicaState(StrEnum):
     DRAINING = "draining"
 
 
+class Role(StrEnum):
+    """What a user or a service account is; ``maas.store.roles`` says what each may do."""
+
+    OWNER = "owner"
+    DEVELOPER = "developer"
+    BILLING = "billing"
+    VIEWER = "viewer"
+
+
+class Priority(StrEnum):
+    """Whose requests go first in front of a saturated deployment."""
+
+    ONLINE = "online"
+    BATCH = "batch"
+    BACKGROUND = "background"
+
+
+class LimitScope(StrEnum):
+    """Whose requests a limit counts together."""
+
+    ORGANIZATION = "organization"
+    PROJECT = "project"
+    KEY = "key"
+    MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Organization:
+    """A tenant: nothing of it is seen by another one."""
+
+    id: str
+    name: str
+    created_at: float
+    archived_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Project:
+    """What keys, files and jobs belong to.
+
+    Attributes:
+        weight: Share of a saturated deployment, relative to other projects.
+        priority: Class of its requests in front of a saturated deployment.
+    """
+
+    id: str
+    organization_id: str
+    name: str
+    created_at: float
+    archived_at: float | None = None
+    weight: int = 1
+    priority: Priority = Priority.ONLINE
+
+
+@dataclass(frozen=True)
+class User:
+    """A person in an organisation."""
+
+    id: str
+    organization_id: str
+    email: str
+    name: str
+    role: Role
+    created_at: float
+    deleted_at: float | None = None
+
+
+@dataclass(frozen=True)
+class ProjectMember:
+    """A user's role in one project."""
+
+    project_id: str
+    user_id: str
+    role: Role
+    created_at: float
+
+
+@dataclass(frozen=True)
+class ServiceAccount:
+    """A program that has keys of a project."""
+
+    id: str
+    project_id: str
+    name: str
+    role: Role
+    created_at: float
+    deleted_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit: one for each scope, scope id and model. A number that is None limits nothing.
+
+    Attributes:
+        scope_id: Id of the organisation, project or key; the model's id for ``model``.
+        model: The model it is about; None counts all models together.
+        monthly_budget: Money in a calendar month, UTC.
+    """
+
+    id: str
+    scope: LimitScope
+    scope_id: str
+    model: str | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    monthly_budget: Decimal | None = None
+
+
 @dataclass(frozen=True)
 class ApiKey:
     """A key as stored: the secret itself is not here.
 
     Attributes:
         digest: Hex SHA-256 of salt and secret.
-        scopes: ``inference`` or ``admin``.
+        scopes: ``inference``, ``organization`` (administers its organisation) or ``admin``
+            (the operator: everything, everywhere). Of a user's or service account's key: none,
+            its role decides.
+        models: Models it may ask; none means all.
+        endpoints: Routes it may use (``/v1/embeddings``); none means all.
+        networks: Networks (CIDR) it is accepted from; none means all.
+        expires_at: Epoch seconds from which on it is refused.
+        replaced_by: The key that a rotation made in its place.
     """
 
     id: str
@@ -43,6 +161,13 @@ class ApiKey:
     scopes: tuple[str, ...]
     created_at: float
     revoked_at: float | None
+    user_id: str | None = None
+    service_account_id: str | None = None
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    expires_at: float | None = None
+    replaced_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +233,8 @@ class DesiredState:
     Attributes:
         revision: Counter of changes; a gateway that holds it has seen everything up to it.
         replicas: Live leases only.
+        organizations: Archived ones too, as with projects; users and service accounts only
+            those that are not deleted.
     """
 
     revision: int
@@ -115,3 +242,9 @@ class DesiredState:
     deployments: tuple[Deployment, ...] = ()
     aliases: tuple[Alias, ...] = ()
     replicas: tuple[Replica, ...] = field(default=())
+    organizations: tuple[Organization, ...] = ()
+    projects: tuple[Project, ...] = ()
+    users: tuple[User, ...] = ()
+    members: tuple[ProjectMember, ...] = ()
+    service_accounts: tuple[ServiceAccount, ...] = ()
+    limits: tuple[Limit, ...] = ()

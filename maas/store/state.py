@@ -1,19 +1,34 @@
 """The whole desired state in one read: what gateways route by."""
 
+from dataclasses import replace
+from typing import Any
+
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.ids import new_id
-from maas.store import deployments, keys, replicas
+from maas.store import (
+    deployments,
+    keys,
+    limits,
+    organizations,
+    projects,
+    replicas,
+    service_accounts,
+    users,
+)
 from maas.store.database import Database
-from maas.store.records import Alias, DesiredState
-from maas.store.tables import (
-    AliasRow,
+from maas.store.records import Alias, DesiredState, Priority
+from maas.store.tables import AliasRow, DeploymentRow, ReplicaRow, RevisionRow
+from maas.store.tenancy_tables import (
     ApiKeyRow,
-    DeploymentRow,
+    LimitRow,
+    OrganizationRow,
+    ProjectMemberRow,
     ProjectRow,
-    ReplicaRow,
-    RevisionRow,
+    ServiceAccountRow,
+    UserRow,
 )
 
 DEFAULT_PROJECT = "default"
@@ -44,7 +59,7 @@ class StateReader:
                 )
             )
             if known is not None and known.revision == revision:
-                return DesiredState(revision, known.keys, known.deployments, known.aliases, live)
+                return replace(known, replicas=live)
             return DesiredState(
                 revision=revision,
                 keys=tuple(keys.record_of(row) for row in session.scalars(select(ApiKeyRow))),
@@ -58,14 +73,45 @@ class StateReader:
                     Alias(row.name, row.model_id) for row in session.scalars(select(AliasRow))
                 ),
                 replicas=live,
+                **_tenancy(session),
             )
 
 
+def _tenancy(session: Session) -> dict[str, Any]:
+    living_users = select(UserRow).where(UserRow.deleted_at.is_(None))
+    accounts = select(ServiceAccountRow).where(ServiceAccountRow.deleted_at.is_(None))
+    return {
+        "organizations": tuple(
+            organizations.record_of(row) for row in session.scalars(select(OrganizationRow))
+        ),
+        "projects": tuple(projects.record_of(row) for row in session.scalars(select(ProjectRow))),
+        "users": tuple(users.record_of(row) for row in session.scalars(living_users)),
+        "members": tuple(users.member_of(row) for row in session.scalars(select(ProjectMemberRow))),
+        "service_accounts": tuple(
+            service_accounts.record_of(row) for row in session.scalars(accounts)
+        ),
+        "limits": tuple(limits.record_of(row) for row in session.scalars(select(LimitRow))),
+    }
+
+
 def ensure_project(database: Database, clock: Clock, name: str = DEFAULT_PROJECT) -> str:
-    """Return the id of the project of this name, making it where there is none."""
+    """Return the id of a project of the organisation ``default``, made where there is none."""
     with database.write() as session:
-        row = session.scalars(select(ProjectRow).where(ProjectRow.name == name)).one_or_none()
+        organization = organizations.find_or_add(session, organizations.DEFAULT, clock.now())
+        row = session.scalars(
+            select(ProjectRow).where(
+                ProjectRow.organization_id == organization.id, ProjectRow.name == name
+            )
+        ).one_or_none()
         if row is None:
-            row = ProjectRow(id=new_id("proj"), name=name, created_at=clock.now())
+            row = ProjectRow(
+                id=new_id("proj"),
+                organization_id=organization.id,
+                name=name,
+                created_at=clock.now(),
+                archived_at=None,
+                weight=1,
+                priority=Priority.ONLINE.value,
+            )
             session.add(row)
         return row.id

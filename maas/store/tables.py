@@ -1,13 +1,25 @@
-"""Tables. Times are seconds since the Unix epoch; JSON columns hold plain lists and objects."""
+"""Tables of what runs. Times are seconds since the epoch; JSON columns hold lists and objects."""
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, MetaData, String
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from maas.store.text import ShortText
 
 
 class Base(DeclarativeBase):
-    """Root of all tables. Constraint names are fixed so that migrations can name them."""
+    """Root of all tables. Constraint names are fixed so that migrations can name them.
+
+    Attributes:
+        __audit__: What the audit log calls a row of this table; none is not in the log.
+        __audit_hidden__: Columns that never go into it.
+        __audit_ignored__: Columns whose change alone is no entry.
+    """
+
+    __audit__: ClassVar[str | None] = None
+    __audit_hidden__: ClassVar[frozenset[str]] = frozenset()
+    __audit_ignored__: ClassVar[frozenset[str]] = frozenset()
 
     metadata = MetaData(
         naming_convention={
@@ -21,7 +33,8 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         list[str]: JSON,
         int: BigInteger,
-        str: String(255),
+        float: Float,  # double precision on PostgreSQL
+        str: ShortText(255),
     }
 
 
@@ -33,33 +46,15 @@ class RevisionRow(Base):
     value: Mapped[int]
 
 
-class ProjectRow(Base):
-    """A project owns keys, deployments and, later, files and jobs."""
-
-    __tablename__ = "projects"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[float]
-
-
-class ApiKeyRow(Base):
-    """An API key: only its salted hash is here."""
-
-    __tablename__ = "api_keys"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    name: Mapped[str]
-    salt: Mapped[str]
-    digest: Mapped[str]
-    scopes: Mapped[list[str]]
-    created_at: Mapped[float]
-    revoked_at: Mapped[float | None]
-
-
 class DeploymentRow(Base):
     """What should run (first half) and what the controller last saw of it (second half)."""
 
     __tablename__ = "deployments"
+    __audit__: ClassVar[str | None] = "deployment"
+    # What the controller saw is no change of the control plane.
+    __audit_ignored__: ClassVar[frozenset[str]] = frozenset(
+        {"status", "reason", "num_failures", "retry_at"}
+    )
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     model_id: Mapped[str] = mapped_column(index=True)
@@ -70,7 +65,7 @@ class DeploymentRow(Base):
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
     status: Mapped[str]
-    reason: Mapped[str | None] = mapped_column(String(4096))
+    reason: Mapped[str | None] = mapped_column(ShortText(4096))
     num_failures: Mapped[int]
     retry_at: Mapped[float | None]
 
@@ -97,6 +92,7 @@ class AliasRow(Base):
     """A stable public name; what is behind it can change."""
 
     __tablename__ = "aliases"
+    __audit__: ClassVar[str | None] = "alias"
     name: Mapped[str] = mapped_column(primary_key=True)
     model_id: Mapped[str]
     created_at: Mapped[float]

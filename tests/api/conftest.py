@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from maas.core.settings import Settings
 from maas.gateway.direct import GatewayProtocol
 from maas.store.records import Deployment, Replica, ReplicaState
 from maas.store.state import ensure_project
+from tests.conftest import STORES, fresh_store
 from tests.fakes.engine import FakeEngine, fake_engine
 
 
@@ -31,6 +33,7 @@ class RunningGateway:
     url: str
     metrics_url: str
     key: str
+    home: Path
     store: Store
     project_id: str
     client: Client
@@ -69,12 +72,25 @@ class RunningGateway:
         return self.client.post("/v1/chat/completions", json=body)
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    home: Path = tmp_path_factory.mktemp("home")
+@pytest.fixture(scope="module", params=STORES)
+def gateway(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    home = tmp_path_factory.mktemp("home")
+    with (
+        fresh_store(request, home, migrated=True) as store_url,
+        running_gateway(home, store_url) as gateway,
+    ):
+        yield gateway
+
+
+@contextmanager
+def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
+    """Run a gateway in a thread of this process."""
     settings = Settings.model_validate(
         {
             "home": home,
+            "database_url": store_url,
             "gateway": {
                 "snapshot_interval_s": 0.05,
                 "max_body_bytes": 200_000,
@@ -114,7 +130,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     assert is_up.wait(10)
     url, metrics_url = (f"http://127.0.0.1:{lst.getsockname()[1]}" for lst in listeners)
     with Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=10) as client:
-        yield RunningGateway(url, metrics_url, key, store, project_id, client)
+        yield RunningGateway(url, metrics_url, key, home, store, project_id, client)
     for server in servers:
         server.should_exit = True
     thread.join(10)

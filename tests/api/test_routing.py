@@ -4,7 +4,6 @@ import re
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import openai
@@ -135,8 +134,7 @@ def test_draining_and_expired_replicas_get_nothing(gateway):
 
 
 def test_secret_of_an_external_engine_is_sent_and_never_shown(gateway):
-    home = gateway.store.database.url.removeprefix("sqlite:///").rpartition("/")[0]
-    sealed = SecretBox(Path(home)).seal("s3cret")
+    sealed = SecretBox(gateway.home).seal("s3cret")
     with fake_engine(secret="s3cret") as engine:
         gateway.deploy(engine, model="locked", secret=sealed)
         answer = gateway.chat(model="locked")
