@@ -21,6 +21,8 @@ from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
+from maas.gateway.relay.snapshot import Sources
+from maas.ledger.ledger import Ledger
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 
@@ -78,10 +80,11 @@ def connect_with(
 
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
+    ledger = Ledger(store.database, store.clock, settings.ledger_dir)
     return create_gateway(
         settings.gateway,
-        store.state,
-        store.leases,
+        Sources(store.state, store.leases, ledger.tariff),
+        ledger,
         describe=describe_with(settings),
         connect=connect_with(settings),
         access_log=settings.logs_dir / "access.log",

@@ -145,6 +145,11 @@ class Settings(_Section):
         return self.model_copy(update=absolute)
 
     @property
+    def ledger_dir(self) -> Path:
+        """Folder of the gateways' write-ahead logs."""
+        return self.home / "ledger"
+
+    @property
     def logs_dir(self) -> Path:
         """Folder of logs, one file a process."""
         return self.home / "logs"

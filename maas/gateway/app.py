@@ -27,20 +27,20 @@ from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.health import routes as health
 from maas.gateway.models import routes as models
 from maas.gateway.relay.access import AccessLog
+from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
 from maas.gateway.relay.http import request_id_of
 from maas.gateway.relay.metering import GatewayCollector, Meter
 from maas.gateway.relay.routing import Router
-from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader
+from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader, Sources
 from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import live_origin
+from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
-from maas.store.leases import LeaseRepository
-from maas.store.state import StateReader
 
 RELAYED = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -64,10 +64,13 @@ class Gateway:
     snapshots: SnapshotReader
     upstream: Upstream
     access: AccessLog
+    ledger: Ledger
+    admission: Admission
 
     async def start(self) -> None:
-        """Open the pool and read the first snapshot."""
+        """Open the pool and the ledger, and read the first snapshot."""
         await self.upstream.start()
+        await self.ledger.start()
         await self.access.start()
         await self.snapshots.start()
 
@@ -75,6 +78,8 @@ class Gateway:
         """Let go of everything."""
         await self.snapshots.stop()
         await self.upstream.stop()
+        await self.admission.stop()
+        await self.ledger.stop()
         await self.access.stop()
 
 
@@ -191,8 +196,8 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
 
 def create_gateway(
     settings: GatewaySettings,
-    state: StateReader,
-    leases: LeaseRepository,
+    sources: Sources,
+    ledger: Ledger,
     *,
     describe: Describe,
     connect: Connect,
@@ -202,8 +207,8 @@ def create_gateway(
 
     Args:
         settings: Limits and timeouts.
-        state: Reads desired state.
-        leases: Where this gateway says what it has seen.
+        sources: What to route by.
+        ledger: What things cost, and this gateway's purse.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         access_log: File of the access log.
@@ -212,14 +217,21 @@ def create_gateway(
     upstream = Upstream(settings, router, meter)
     access = AccessLog(access_log)
     snapshots = SnapshotReader(
-        state,
-        leases,
+        sources,
         describe=describe,
         connect=connect,
         interval_s=settings.snapshot_interval_s,
         gateway_id=new_id("gw"),
     )
-    relay = Relay(settings, snapshots, router=router, upstream=upstream, meter=meter, access=access)
+    admission = Admission(ledger.spender, ledger.clock)
+    relay = Relay(
+        settings,
+        snapshots,
+        upstream=upstream,
+        meter=meter,
+        access=access,
+        admission=admission,
+    )
     responses = ResponsesApp(
         relay,
         render_error=lambda error: (status_of(error)[0], error_body(error)),
@@ -238,4 +250,6 @@ def create_gateway(
         snapshots=snapshots,
         upstream=upstream,
         access=access,
+        ledger=ledger,
+        admission=admission,
     )

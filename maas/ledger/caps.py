@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 
+from maas.store.money import to_nanos
+from maas.store.records import Limit
+
 MINUTE_S = 60
 DAY_S = 86_400
 
@@ -88,6 +91,20 @@ def _bounds(metric: Metric, minute: int) -> tuple[float, float | None]:
             first = moment.replace(day=1, hour=0, minute=0)
             following = (first + timedelta(days=32)).replace(day=1)
             return first.timestamp(), following.timestamp()
+
+
+def caps_of(limit: Limit, subject: str) -> list[Cap]:
+    """Return the caps that a limit sets."""
+    caps = [
+        Cap(metric, subject, amount, f"{metric.value} of {subject}")
+        for metric in Metric
+        if metric is not Metric.MONTHLY_BUDGET
+        and (amount := getattr(limit, metric.value)) is not None
+    ]
+    if limit.monthly_budget is not None:
+        metric, nanos = Metric.MONTHLY_BUDGET, to_nanos(limit.monthly_budget)
+        caps.append(Cap(metric, subject, nanos, f"{metric.value} of {subject}"))
+    return caps
 
 
 def subject_of(scope: str, scope_id: str, model: str | None = None) -> str:

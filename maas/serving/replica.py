@@ -93,6 +93,7 @@ class EngineReplica:
             state=ReplicaState.STARTING,
             started_at=clock.now(),
             expires_at=0.0,
+            max_num_seqs=spec.max_num_seqs or 0,
         )
         self._engine = EngineProcess(
             self._adapter,

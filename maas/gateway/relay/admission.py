@@ -1,7 +1,8 @@
-"""Admission: what a request may cost is reserved before it is sent, and settled once it is over."""
+"""Admission: what a request may cost is reserved and its turn awaited; what it did is settled."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -9,13 +10,16 @@ from maas.core.clock import Clock
 from maas.core.errors import LimitExceeded
 from maas.core.ids import new_id
 from maas.gateway.relay.counting import TokenBound, exact_bound, quick_bound
+from maas.gateway.relay.fairness import Claim, FairQueues
 from maas.gateway.relay.requests import EngineRequest
 from maas.gateway.relay.snapshot import ModelEntry
 from maas.gateway.relay.streams import Usage
-from maas.ledger.caps import Cap, Metric
-from maas.ledger.entries import Exactness, Opened, Payer
-from maas.ledger.prices import Price, Quantity
+from maas.gateway.relay.terms import Terms
+from maas.ledger.caps import Metric
+from maas.ledger.entries import Exactness, Opened
+from maas.ledger.prices import Quantity
 from maas.ledger.spender import Demand, Reservation, Spender
+from maas.protocol.chat import ChatCompletionRequest
 from maas.store.money import to_nanos
 
 # What one event carries where an engine does not say: engines send one token in each.
@@ -25,22 +29,24 @@ _COUNTED_IN_TOKENS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What a request by this caller to this model counts against, and what it costs."""
-
-    payer: Payer
-    caps: tuple[Cap, ...]
-    price: Price
-
-
 @dataclass(slots=True)
 class Admitted:
-    """A request that may be sent."""
+    """A request that may be sent.
+
+    Attributes:
+        usage: The engine's own count, once it is known.
+    """
 
     reservation: Reservation
     entry: ModelEntry
     request: EngineRequest
+    usage: Usage | None = None
+
+    def follow(self, num_events: Callable[[], int]) -> None:
+        """Take what goes out to the client from here on."""
+        # A chat's first event has a role and no token.
+        num_empty = int(isinstance(self.request.body, ChatCompletionRequest))
+        self.reservation.count_delivered = lambda: max(num_events() - num_empty, 0)
 
     def cost(self, usage: Usage) -> Decimal:
         """Return what an answer with this usage costs."""
@@ -67,9 +73,31 @@ class Admission:
     def __init__(self, spender: Spender, clock: Clock) -> None:
         self._spender = spender
         self._clock = clock
+        self._queues = FairQueues()
         self._late: set[asyncio.Task[None]] = set()
 
-    async def admit(
+    @asynccontextmanager
+    async def admitted(
+        self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
+    ) -> AsyncGenerator[Admitted]:
+        """Hold a reservation and a turn; settles, or drops where nothing was delivered.
+
+        Raises:
+            LimitExceeded: It would pass a limit; nothing was reserved.
+        """
+        admitted = await self._admit(terms, entry, request, request_id=request_id)
+        claim = Claim(
+            terms.payer.project_id, terms.weight, terms.priority, request.num_tokens_estimate
+        )
+        try:
+            async with self._queues.turn(entry.root, claim, capacity=entry.capacity) as ticket:
+                yield admitted
+                if admitted.usage is not None:
+                    ticket.num_tokens = quantity_of(admitted.usage).num_tokens
+        finally:
+            self._settle(admitted)
+
+    async def _admit(
         self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
     ) -> Admitted:
         """Reserve the most a request can use.
@@ -104,9 +132,9 @@ class Admission:
             reservation = await self._spender.reserve(opened, terms.price, demands)
         return Admitted(reservation, entry, request)
 
-    def settle(self, admitted: Admitted, usage: Usage | None) -> None:
+    def _settle(self, admitted: Admitted) -> None:
         """Charge what was delivered: by the engine's own count, else by what was seen to go out."""
-        reservation = admitted.reservation
+        reservation, usage = admitted.reservation, admitted.usage
         if usage is not None:
             self._spender.settle(reservation, quantity_of(usage), Exactness.EXACT)
         elif reservation.count_delivered():

@@ -13,6 +13,8 @@ share already: otherwise a newcomer would wait for a whole answer of somebody el
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -71,10 +73,27 @@ class Ticket:
     """A request that was let through.
 
     Attributes:
-        num_tokens: What its project was charged: an estimate, made good by ``settle``.
+        num_charged: Tokens its project was charged when it began: an estimate.
+        num_tokens: Tokens it took in the end; whoever holds the ticket says so.
     """
 
     flow: Flow
+    num_charged: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who asks for a turn.
+
+    Attributes:
+        weight: Of the project; twice the weight, twice the tokens.
+        num_tokens: What the request is expected to take.
+    """
+
+    project_id: str
+    weight: float
+    priority: Priority
     num_tokens: int
 
 
@@ -96,18 +115,9 @@ class FairQueue:
         """Requests that wait for their turn."""
         return self._num_waiting
 
-    async def enter(
-        self, project_id: str, *, weight: float, priority: Priority, num_tokens: int
-    ) -> Ticket:
-        """Wait for this request's turn.
-
-        Args:
-            project_id: Whose it is.
-            weight: Of the project; twice the weight, twice the tokens.
-            priority: Its class.
-            num_tokens: What it is expected to take.
-        """
-        flow = self._flow_of(project_id, weight)
+    async def enter(self, claim: Claim) -> Ticket:
+        """Wait for a request's turn."""
+        flow, priority, num_tokens = self._flow_of(claim), claim.priority, claim.num_tokens
         if not self._num_waiting and self._has_room(flow):
             return self._start(flow, num_tokens)
         if not flow.is_busy:
@@ -120,29 +130,29 @@ class FairQueue:
             await waiter.admitted
         except asyncio.CancelledError:
             if not waiter.admitted.cancelled():
-                self.leave(Ticket(flow, num_tokens), num_tokens=0)
+                self.leave(Ticket(flow, num_tokens, 0))
             elif waiter in flow.waiting[priority]:
                 flow.waiting[priority].remove(waiter)
                 self._num_waiting -= 1
                 self._advance()
             raise
-        return Ticket(flow, num_tokens)
+        return Ticket(flow, num_tokens, num_tokens)
 
-    def leave(self, ticket: Ticket, *, num_tokens: int) -> None:
-        """End a request, saying how many tokens it took in the end."""
+    def leave(self, ticket: Ticket) -> None:
+        """End a request."""
         flow = ticket.flow
-        flow.virtual += (num_tokens - ticket.num_tokens) / flow.weight
+        flow.virtual += (ticket.num_tokens - ticket.num_charged) / flow.weight
         flow.num_running -= 1
         self._num_running -= 1
         self._advance()
 
-    def _flow_of(self, project_id: str, weight: float) -> Flow:
+    def _flow_of(self, claim: Claim) -> Flow:
         now = asyncio.get_running_loop().time()
-        flow = self._flows.get(project_id)
+        flow = self._flows.get(claim.project_id)
         if flow is None:
             self._forget(now)
-            flow = self._flows[project_id] = Flow(virtual=self._least_virtual())
-        flow.weight, flow.seen_at = weight, now
+            flow = self._flows[claim.project_id] = Flow(virtual=self._least_virtual())
+        flow.weight, flow.seen_at = claim.weight, now
         return flow
 
     def _forget(self, now: float) -> None:
@@ -174,7 +184,7 @@ class FairQueue:
         flow.num_started += 1
         flow.virtual += num_tokens / flow.weight
         self._num_running += 1
-        return Ticket(flow, num_tokens)
+        return Ticket(flow, num_tokens, num_tokens)
 
     def _advance(self) -> None:
         """Let everybody through whose turn it is."""
@@ -198,3 +208,33 @@ class FairQueue:
             if waiting:
                 return None  # nothing of a lower class starts while this one waits
         return None
+
+
+class FairQueues:
+    """The queues of all deployments, by model."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, FairQueue] = {}
+
+    def num_waiting(self) -> dict[str, int]:
+        """Return how many requests wait, by model."""
+        return {model: queue.num_waiting for model, queue in self._queues.items()}
+
+    @asynccontextmanager
+    async def turn(self, model: str, claim: Claim, *, capacity: int) -> AsyncGenerator[Ticket]:
+        """Hold a turn at a model's engines; what ``num_tokens`` says in the end is charged.
+
+        Args:
+            model: Root id.
+            claim: Whose turn.
+            capacity: Requests its engines run at a time; 0 where nobody knows.
+        """
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = FairQueue()
+        queue.capacity = capacity
+        ticket = await queue.enter(claim)
+        try:
+            yield ticket
+        finally:
+            queue.leave(ticket)

@@ -6,7 +6,7 @@ from statistics import quantiles
 
 import pytest
 
-from maas.gateway.relay.fairness import FairQueue, Priority
+from maas.gateway.relay.fairness import Claim, FairQueue, Priority
 
 
 class Line:
@@ -21,9 +21,7 @@ class Line:
         self, project: str, *, weight: float = 1, priority=Priority.ONLINE, num_tokens: int = 10
     ) -> asyncio.Task:
         async def go() -> None:
-            ticket = await self.queue.enter(
-                project, weight=weight, priority=priority, num_tokens=num_tokens
-            )
+            ticket = await self.queue.enter(Claim(project, weight, priority, num_tokens))
             self.order.append(project)
             self.tickets.append(ticket)
 
@@ -36,7 +34,7 @@ class Line:
     async def finish(self, count: int = 1) -> None:
         for _ in range(count):
             ticket = self.tickets.pop(0)
-            self.queue.leave(ticket, num_tokens=ticket.num_tokens)
+            self.queue.leave(ticket)
             await self.settle()
 
 
@@ -140,7 +138,7 @@ async def test_one_that_gives_up_takes_no_slot(is_admitted):
     line.ask("c")
     await line.settle()
     if is_admitted:
-        line.queue.leave(line.tickets.pop(), num_tokens=10)  # b's turn, and it is not awake yet
+        line.queue.leave(line.tickets.pop())  # b's turn, and it is not awake yet
     leaving.cancel()
     await line.settle()
     if not is_admitted:
@@ -161,11 +159,11 @@ async def _p95_wait(*, greedy: bool) -> float:
 
     async def request(project: str, seconds: float, *, is_counted: bool) -> None:
         started = loop.time()
-        ticket = await queue.enter(project, weight=1, priority=Priority.ONLINE, num_tokens=10)
+        ticket = await queue.enter(Claim(project, 1, Priority.ONLINE, 10))
         if is_counted:
             waits.append(loop.time() - started + 0.005)  # the engine's own time to first token
         await asyncio.sleep(seconds)
-        queue.leave(ticket, num_tokens=10)
+        queue.leave(ticket)
 
     async def tenant(project: str, gap_s: float, count: int, *, is_counted: bool) -> None:
         async with asyncio.TaskGroup() as group:

@@ -18,7 +18,11 @@ def _names(*names: str) -> list[sa.Column[str]]:
 
 
 def upgrade() -> None:
-    """Create the tables."""
+    """Create the tables; replicas say how much they hold."""
+    op.add_column(
+        "replicas",
+        sa.Column("max_num_seqs", sa.BigInteger, nullable=False, server_default="0"),
+    )
     op.create_table(
         "prices",
         sa.Column("id", _NAME, primary_key=True),
