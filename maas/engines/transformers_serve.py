@@ -39,7 +39,6 @@ class TransformersEngine:
         _refuse(spec.task != "generate", "task 'embed'")
         _refuse(spec.max_loras > 0, "LoRA adapters (max_loras)")
         _refuse(spec.tensor_parallel_size > 1, "tensor_parallel_size over 1")
-        _refuse(spec.tool_call_parser is not None, "tool_call_parser")
         arguments = ["--host", spec.host, "--port", str(spec.port)]
         arguments += ["--device", spec.device, "--dtype", spec.dtype]
         if spec.quantization:
