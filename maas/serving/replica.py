@@ -152,7 +152,9 @@ class EngineReplica:
         try:
             self._load = await self._adapter.load(self._client, self._lease.url)
             num_unanswered = int(self._probe_again())
-            cpu_s = await asyncio.to_thread(self._engine.cpu_seconds)
+            cpu_s = None
+            if self._load.num_tokens_total is None:
+                cpu_s = await asyncio.to_thread(self._engine.cpu_seconds)
             held = observed(self._load, num_unanswered=num_unanswered, cpu_s=cpu_s)
             self._hang.saw(held, time.monotonic())
         except EngineError:

@@ -58,9 +58,10 @@ def test_a_named_tool_is_called(platform):
         "type": "function",
         "function": {
             "name": "get_weather",
+            "strict": True,  # only then vLLM holds the model to the schema
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string"}},
+                "properties": {"city": {"type": "string", "maxLength": 12}},
                 "required": ["city"],
             },
         },
@@ -238,7 +239,7 @@ def test_load_starts_a_second_replica_by_itself(platform):
     def keep_asking() -> None:
         with platform.client() as client:
             while not stop.is_set():
-                body = {"model": MODEL, "prompt": "Once", "max_tokens": 256, "n": 2}
+                body = {"model": MODEL, "prompt": "Once", "max_tokens": 96, "n": 2}
                 client.post("/v1/completions", json=body)
 
     askers = [threading.Thread(target=keep_asking) for _ in range(12)]
