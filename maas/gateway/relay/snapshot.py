@@ -4,13 +4,23 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from maas.core.errors import MaasError, ModelNotFound
 from maas.engines.contract import EngineCapabilities
 from maas.gateway.facts import ModelFacts
+from maas.gateway.relay.key_access import KeyAccess, key_access
 from maas.store.leases import GATEWAY_PREFIX, LeaseRepository
-from maas.store.records import ApiKey, Deployment, DesiredState, Replica, ReplicaState
+from maas.store.records import (
+    ApiKey,
+    Deployment,
+    DesiredState,
+    Limit,
+    Organization,
+    Project,
+    Replica,
+    ReplicaState,
+)
 from maas.store.state import StateReader
 
 log = logging.getLogger(__name__)
@@ -51,11 +61,19 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a request is decided by."""
+    """Everything a request is decided by.
+
+    Attributes:
+        access: What each of the keys may do.
+    """
 
     revision: int = -1
     keys: Mapping[str, ApiKey] = field(default_factory=dict[str, ApiKey])
     models: Mapping[str, ModelEntry] = field(default_factory=dict[str, ModelEntry])
+    access: Mapping[str, KeyAccess] = field(default_factory=dict[str, KeyAccess])
+    organizations: Mapping[str, Organization] = field(default_factory=dict[str, Organization])
+    projects: Mapping[str, Project] = field(default_factory=dict[str, Project])
+    limits: tuple[Limit, ...] = ()
 
     def resolve(self, name: str) -> ModelEntry:
         """Return the entry of a public name.
@@ -77,13 +95,16 @@ Describe = Callable[[str], ModelFacts]
 Connect = Callable[[Deployment], tuple[EngineCapabilities, str | None]]
 
 
-def build_snapshot(state: DesiredState, describe: Describe, connect: Connect) -> Snapshot:
+def build_snapshot(
+    state: DesiredState, describe: Describe, connect: Connect, previous: Snapshot | None = None
+) -> Snapshot:
     """Return the snapshot of a state.
 
     Args:
         state: As read from the store.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
+        previous: The snapshot before it; of the same revision, its keys are taken over.
     """
     ready: dict[str, list[Replica]] = {}
     for replica in state.replicas:
@@ -122,7 +143,17 @@ def build_snapshot(state: DesiredState, describe: Describe, connect: Connect) ->
                 max_model_len=behind.max_model_len,
                 targets=behind.targets,
             )
-    return Snapshot(state.revision, {key.id: key for key in state.keys}, models)
+    if previous is not None and previous.revision == state.revision:
+        return replace(previous, models=models)
+    return Snapshot(
+        revision=state.revision,
+        models=models,
+        keys={key.id: key for key in state.keys},
+        access=key_access(state),
+        organizations={item.id: item for item in state.organizations},
+        projects={item.id: item for item in state.projects},
+        limits=state.limits,
+    )
 
 
 def _targets(deployment: Deployment, ready: list[Replica], connect: Connect) -> list[Target]:
@@ -168,10 +199,11 @@ class SnapshotReader:
         self._known: DesiredState | None = None
         self._task: asyncio.Task[None] | None = None
         self._renewed_at = 0.0
+        self._reading = asyncio.Lock()
 
     async def start(self) -> None:
         """Read once, then go on in the background."""
-        await self._refresh()
+        await self.refresh()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -187,13 +219,21 @@ class SnapshotReader:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read the store now; afterwards what was written before is known here."""
+        async with self._reading:
             await self._refresh()
 
     async def _refresh(self) -> None:
         try:
             state = await asyncio.to_thread(self._state.read, self._known)
             if state != self._known:
-                self.current = build_snapshot(state, self._describe, self._connect)
+                # Off the loop: the keys of ten thousand projects take a while.
+                self.current = await asyncio.to_thread(
+                    build_snapshot, state, self._describe, self._connect, self.current
+                )
             has_moved = self._known is None or state.revision != self._known.revision
             self._known = state
             await self._renew(force=has_moved)
