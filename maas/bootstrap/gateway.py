@@ -19,6 +19,7 @@ from maas.engines.contract import EngineCapabilities, for_task
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
+from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
 from maas.store.records import Deployment
@@ -71,12 +72,15 @@ def connect_with(
 
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
+    secrets = SecretBox(settings.home)
     return create_gateway(
         settings.gateway,
         store.state,
         store.leases,
+        store.tenancy,
         describe=describe_with(settings),
         connect=connect_with(settings),
+        sealing=Sealing(secrets.seal, secrets.open),
         access_log=settings.logs_dir / "access.log",
     )
 
