@@ -123,6 +123,12 @@ class AuditLog:
         faults = tuple(_first(find_faults(entries, known), MAX_FAULTS))
         return Verdict(not faults, num_entries, *known, faults)
 
+    def holds(self, entry_hash: str) -> bool:
+        """Say whether an entry with this hash is in the log."""
+        with self._database.read() as session:
+            found = select(AuditRow.seq).where(AuditRow.hash == entry_hash)
+            return session.scalars(found).first() is not None
+
     def _entries(self, wanted: AuditFilter) -> Iterator[AuditEntry]:
         last = 0
         while True:
