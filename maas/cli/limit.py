@@ -98,3 +98,7 @@ def list_limits(as_json: JsonFlag = False) -> None:
         console.print(table)
 
     emit({"limits": [asdict(item) for item in found]}, as_json=as_json, render=render)
+
+
+def _shown(number: int | Decimal | None) -> str:
+    return "" if number is None else f"{Decimal(number).normalize():f}"
