@@ -19,6 +19,7 @@ from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
+from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
 from maas.gateway.relay.snapshot import Sources
@@ -80,13 +81,16 @@ def connect_with(
 
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
+    secrets = SecretBox(settings.home)
     ledger = Ledger(store.database, store.clock, settings.ledger_dir)
     return create_gateway(
         settings.gateway,
         Sources(store.state, store.leases, ledger.tariff),
         ledger,
+        store.tenancy,
         describe=describe_with(settings),
         connect=connect_with(settings),
+        sealing=Sealing(secrets.seal, secrets.open),
         access_log=settings.logs_dir / "access.log",
     )
 

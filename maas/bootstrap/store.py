@@ -15,6 +15,7 @@ from maas.store.keys import KeyRepository
 from maas.store.leases import LeaseRepository
 from maas.store.replicas import ReplicaRepository
 from maas.store.state import StateReader
+from maas.store.tenancy import Tenancy, open_tenancy
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Store:
     aliases: AliasRepository
     leases: LeaseRepository
     state: StateReader
+    tenancy: Tenancy
 
 
 def resolve_settings(flags: Mapping[str, Any] | None = None) -> Settings:
@@ -42,15 +44,17 @@ def open_store(settings: Settings) -> Store:
     database = Database(settings.resolved_database_url, settings.store)
     database.migrate(backups_dir=settings.backups_dir)
     clock = SystemClock()
+    tenancy = open_tenancy(database, clock)
     return Store(
         database=database,
         clock=clock,
-        keys=KeyRepository(database, clock),
+        keys=tenancy.keys,
         deployments=DeploymentRepository(database, clock),
         replicas=ReplicaRepository(database, clock),
         aliases=AliasRepository(database, clock),
         leases=LeaseRepository(database, clock),
         state=StateReader(database, clock),
+        tenancy=tenancy,
     )
 
 

@@ -4,13 +4,15 @@ import sys
 
 import typer
 
-from maas.cli import deploy, key, model
+from maas.cli import audit, deploy, key, limit, model, org, project
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
 from maas.cli.status import status
+from maas.cli.tenants import person
 from maas.cli.up import up
 from maas.core.errors import MaasError
+from maas.store.actor import act_as
 
 app = typer.Typer(
     name="maas",
@@ -30,13 +32,18 @@ app.command()(up)
 app.command()(status)
 app.command()(doctor)
 app.command()(chat)
+app.add_typer(audit.app, name="audit")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(key.app, name="key")
+app.add_typer(limit.app, name="limit")
 app.add_typer(model.app, name="model")
+app.add_typer(org.app, name="org")
+app.add_typer(project.app, name="project")
 
 
 def main() -> None:
     """Run the command line: an error of ours is one clear line and exit code 1."""
+    act_as(person())
     try:
         app()
     except MaasError as error:

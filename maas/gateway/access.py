@@ -5,14 +5,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from maas.gateway.relay.app import Relay
-from maas.gateway.relay.http import request_id_of
+from maas.gateway.relay.key_access import KeyAccess
 from maas.gateway.relay.snapshot import Snapshot, SnapshotReader
-from maas.gateway.relay.upstream import Caller
 
 
-def _caller(request: Request) -> Caller:
+def _caller(request: Request) -> KeyAccess:
     relay: Relay = request.app.state.relay
-    return relay.authenticate(request.scope, request_id_of(request.scope))
+    return relay.identify(request.scope)
 
 
 def _snapshot(request: Request) -> Snapshot:
@@ -20,5 +19,5 @@ def _snapshot(request: Request) -> Snapshot:
     return snapshots.current
 
 
-CallerDep = Annotated[Caller, Depends(_caller)]
+CallerDep = Annotated[KeyAccess, Depends(_caller)]
 SnapshotDep = Annotated[Snapshot, Depends(_snapshot)]

@@ -1,7 +1,8 @@
 """The gateway put together: which path goes to the data plane, which to the control plane."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from maas.core.errors import InvalidRequest, MaasError, NotFound
+from maas.core.errors import InvalidRequest, MaasError, MalformedBody, NotFound, UnknownField
 from maas.core.ids import new_id
 from maas.core.settings import GatewaySettings
+from maas.gateway.control_writes import ControlWrites, Sealing
 from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.health import routes as health
 from maas.gateway.models import routes as models
+from maas.gateway.organization import routes as organization
+from maas.gateway.organization.spend_limits.service import Spent
 from maas.gateway.relay.access import AccessLog
 from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
@@ -41,6 +45,8 @@ from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
+from maas.store.records import LimitScope
+from maas.store.tenancy import Tenancy
 
 RELAYED = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -109,17 +115,29 @@ def _answer(error: MaasError, request: Request, status: int | None = None) -> Re
     )
 
 
+def _refusal_of(first: Mapping[str, Any]) -> InvalidRequest:
+    """Return our error for the first thing that FastAPI found wrong."""
+    if first["type"] == "json_invalid":
+        return MalformedBody("the body is not JSON")
+    # The first part says whether it was body, query or path.
+    path = ".".join(str(part) for part in first["loc"][1:]) or None
+    if first["type"] == "extra_forbidden":
+        return UnknownField(f"unknown field {path!r}", param=path)
+    return InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path)
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, MaasError):
         return _answer(error, request)
     if isinstance(error, HTTPException) and error.status_code == 405:
         refused = InvalidRequest(f"{request.method} is not allowed on {request.url.path}")
         return _answer(refused, request, 405)
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        return _answer(MalformedBody("the body cannot be read; want JSON"), request)
     if isinstance(error, HTTPException):
         return _answer(NotFound(f"no route {request.url.path}"), request, error.status_code)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        return _answer(InvalidRequest(str(first["msg"]), param=str(first["loc"][-1])), request)
+        return _answer(_refusal_of(error.errors()[0]), request)
     return _answer(MaasError("unexpected"), request)
 
 
@@ -155,7 +173,14 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-def _control_plane(relay: Relay, snapshots: SnapshotReader) -> FastAPI:
+def _nothing_spent(_scope: LimitScope, _scope_id: str) -> Decimal:
+    """Stand for a ledger where there is none."""
+    return Decimal(0)
+
+
+def _control_plane(
+    relay: Relay, snapshots: SnapshotReader, tenancy: Tenancy, spent: Spent
+) -> FastAPI:
     app = FastAPI(
         title="maas",
         version="0.1.0",
@@ -166,8 +191,11 @@ def _control_plane(relay: Relay, snapshots: SnapshotReader) -> FastAPI:
     )
     app.state.relay = relay
     app.state.snapshots = snapshots
+    app.state.tenancy = tenancy
+    app.state.spent = spent
     app.include_router(health.router)
     app.include_router(models.router)
+    app.include_router(organization.router)
     for kind in (MaasError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
     for path in RELAYED:
@@ -194,14 +222,17 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
     return app
 
 
-def create_gateway(
+def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     settings: GatewaySettings,
     sources: Sources,
     ledger: Ledger,
+    tenancy: Tenancy,
     *,
     describe: Describe,
     connect: Connect,
+    sealing: Sealing,
     access_log: Path,
+    spent: Spent = _nothing_spent,
 ) -> Gateway:
     """Put a gateway together.
 
@@ -209,8 +240,11 @@ def create_gateway(
         settings: Limits and timeouts.
         sources: What to route by.
         ledger: What things cost, and this gateway's purse.
+        tenancy: Who there is and what each may use.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
+        sealing: Of answers that are kept for repeated requests.
+        spent: What an organisation or a project has spent this month.
         access_log: File of the access log.
     """
     meter, router = Meter(), Router()
@@ -244,8 +278,17 @@ def create_gateway(
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    control = ControlWrites(
+        _control_plane(relay, snapshots, tenancy, spent),
+        relay=relay,
+        snapshots=snapshots,
+        database=tenancy.database,
+        clock=tenancy.clock,
+        sealing=sealing,
+        settings=settings,
+    )
     return Gateway(
-        asgi=Dispatcher(relayed, _control_plane(relay, snapshots)),
+        asgi=Dispatcher(relayed, control),
         metrics_asgi=_metrics_app(registry),
         snapshots=snapshots,
         upstream=upstream,

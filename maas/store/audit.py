@@ -9,9 +9,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import ORMExecuteState, Session, UOWTransaction
@@ -149,7 +149,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, dict):
-        options: dict[str, Any] = value
+        options = cast("dict[str, Any]", value)
         return {name: "***" if name == _SECRET_OPTION else options[name] for name in options}
     return value
 
@@ -183,7 +183,7 @@ def _entry(
         previous_hash=head.hash,
         hash="",
     )
-    return AuditEntry(**{**asdict(entry), "hash": hash_of(entry)})
+    return replace(entry, hash=hash_of(entry))
 
 
 def _key_of(row: Base) -> list[Any]:

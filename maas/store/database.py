@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, event, update
@@ -16,7 +16,7 @@ from maas.store.dialects import dialect_of, parse_url, shown
 from maas.store.failures import is_connection_lost, translated
 from maas.store.migrate import MIGRATIONS_DIR, Migrator
 from maas.store.tables import RevisionRow
-from maas.store.transactions import joined_session
+from maas.store.transactions import joined_session, joining
 
 # A server that restarts is away for a moment; a transaction that has not begun can wait for it.
 _PAUSES_S = (0.1, 0.3, 0.6, 1.0)
@@ -78,6 +78,12 @@ class Database:
             self._bump(session, is_wanted=bump_revision)
             session.commit()
 
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """Make one transaction of all that is written inside."""
+        with self.write(bump_revision=False) as session, joining(session):
+            yield
+
     def begin(self) -> Session:
         """Begin a transaction that others join (``maas.store.transactions.joining``).
 
@@ -85,6 +91,10 @@ class Database:
         """
         with translated(self.name):
             return self._open(self._dialect.begin_write)
+
+    def translated(self) -> AbstractContextManager[None]:
+        """Raise the platform's errors for the database's, in work on a session of ``begin``."""
+        return translated(self.name)
 
     def _bump(self, session: Session, *, is_wanted: bool) -> None:
         if is_wanted:

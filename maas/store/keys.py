@@ -19,7 +19,13 @@ from maas.store.database import Database
 from maas.store.key_terms import KeyTerms
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import ApiKey, LimitScope
-from maas.store.tenancy_tables import ApiKeyRow, LimitRow, ServiceAccountRow, UserRow
+from maas.store.tenancy_tables import (
+    ApiKeyRow,
+    LimitRow,
+    ProjectRow,
+    ServiceAccountRow,
+    UserRow,
+)
 
 KEY_PREFIX = "sk-maas-"
 _REFUSED = "the API key is missing, unknown or revoked; make one with: maas key create --name NAME"
@@ -246,12 +252,15 @@ def _new_row(project_id: str, name: str, terms: KeyTerms, now: float) -> tuple[A
 def _check_owner(session: Session, row: ApiKeyRow) -> None:
     if row.user_id is not None:
         user = session.get(UserRow, row.user_id)
-        if user is None or user.deleted_at is not None:
+        project = session.get_one(ProjectRow, row.project_id)
+        if user is None or (user.organization_id, user.deleted_at) != (
+            project.organization_id,
+            None,
+        ):
             raise NotFound(f"no user has the id {row.user_id!r}")
     if row.service_account_id is not None:
         account = session.get(ServiceAccountRow, row.service_account_id)
-        is_gone = account is None or account.deleted_at is not None
-        if is_gone or account.project_id != row.project_id:
+        if account is None or (account.project_id, account.deleted_at) != (row.project_id, None):
             raise NotFound(f"the project has no service account {row.service_account_id!r}")
 
 

@@ -41,7 +41,7 @@ class Window:
 
 def read_page(
     session: Session,
-    statement: Select[tuple[T]],
+    statement: Select[T],
     *,
     order: tuple[InstrumentedAttribute[float], InstrumentedAttribute[str]],
     window: Window,

@@ -185,7 +185,7 @@ class UserRepository:
             revoke_keys_of(session, owned, self._clock.now())
 
 
-def _by_email(organization_id: str, email: str) -> Select[tuple[UserRow]]:
+def _by_email(organization_id: str, email: str) -> Select[UserRow]:
     return select(UserRow).where(
         UserRow.organization_id == organization_id,
         UserRow.email == email,

@@ -16,12 +16,17 @@ def _model(entry: ModelEntry) -> Model:
 
 
 @router.get("")
-async def list_models(_: CallerDep, snapshot: SnapshotDep) -> ModelList:
-    """List the models that can be asked, aliases too."""
-    return ModelList(data=[_model(entry) for entry in snapshot.models.values()])
+async def list_models(caller: CallerDep, snapshot: SnapshotDep) -> ModelList:
+    """List the models that this key can ask, aliases too."""
+    entries = snapshot.models.values()
+    return ModelList(
+        data=[_model(entry) for entry in entries if caller.may_see(entry.name, entry.root)]
+    )
 
 
 @router.get("/{model:path}")
-async def get_model(model: str, _: CallerDep, snapshot: SnapshotDep) -> Model:
+async def get_model(model: str, caller: CallerDep, snapshot: SnapshotDep) -> Model:
     """Return one model."""
-    return _model(snapshot.resolve(model))
+    entry = snapshot.resolve(model)
+    caller.check_model(entry.name, entry.root)
+    return _model(entry)

@@ -13,7 +13,7 @@ from time import perf_counter
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from maas.core.errors import EngineError, MaasError, PermissionDenied
+from maas.core.errors import EngineError, MaasError
 from maas.core.settings import GatewaySettings
 from maas.gateway.direct import DirectClient, direct_client
 from maas.gateway.errors import error_body, send_error
@@ -27,6 +27,7 @@ from maas.gateway.relay.http import (
     request_id_of,
     while_client_listens,
 )
+from maas.gateway.relay.key_access import KeyAccess
 from maas.gateway.relay.length import check_length
 from maas.gateway.relay.metering import Latencies, Meter
 from maas.gateway.relay.requests import (
@@ -44,7 +45,6 @@ from maas.store.keys import check_key
 SHOWN_ROUTE = "maas.route"
 COST_HEADER = b"x-maas-cost"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
-_INFERENCE_SCOPES = frozenset({"inference", "admin"})
 
 Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
 PARSERS: Mapping[str, Parser] = {
@@ -158,16 +158,28 @@ class Relay:
         self._admission = admission
 
     def authenticate(self, scope: Scope, request_id: str) -> Caller:
-        """Return who is asking.
+        """Return who is asking a model.
 
         Raises:
-            AuthenticationFailed: No key, an unknown key, a revoked key.
-            PermissionDenied: The key is not for inference.
+            AuthenticationFailed: No key, an unknown key, a revoked key, or not accepted from here.
+            PermissionDenied: The key is not for inference, or not for this route.
         """
-        key = check_key(bearer_of(scope), self._snapshots.current.keys)
-        if _INFERENCE_SCOPES.isdisjoint(key.scopes):
-            raise PermissionDenied("this API key is not for inference")
-        return Caller(key.project_id, key.id, request_id)
+        access = self.identify(scope)
+        access.check_inference()
+        return Caller(access.key.project_id, access.key.id, request_id, access)
+
+    def identify(self, scope: Scope) -> KeyAccess:
+        """Return the key that was presented and what it may do.
+
+        Raises:
+            AuthenticationFailed: No key, an unknown key, a revoked key, or not accepted from here.
+            PermissionDenied: The key is not for this route, or its owner is no more.
+        """
+        snapshot = self._snapshots.current
+        key = check_key(bearer_of(scope), snapshot.keys)
+        access = snapshot.access[key.id]
+        access.check(scope, scope.get(SHOWN_ROUTE) or scope["path"])
+        return access
 
     def parse(self, parser: Parser, raw: bytes) -> tuple[ModelEntry, EngineRequest]:
         """Check a body; return it with the model it asks for.
@@ -268,6 +280,7 @@ class Relay:
                 client=client,
             )
             entry, request = self.parse(PARSERS[route], raw)
+            caller.access.check_model(entry.name, entry.root)
             with while_client_listens(receive, client):
                 async with self.exchange(entry, request, caller, record) as exchange:
                     await self._answer(exchange, send, client, record)

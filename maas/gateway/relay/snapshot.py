@@ -4,16 +4,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from maas.core.errors import MaasError, ModelNotFound
 from maas.engines.contract import EngineCapabilities
 from maas.gateway.facts import ModelFacts
+from maas.gateway.relay.key_access import KeyAccess, key_access
 from maas.gateway.relay.terms import TermsBook
 from maas.ledger.prices import PriceBook
 from maas.ledger.tariff import Tariff
 from maas.store.leases import GATEWAY_PREFIX, LeaseRepository
-from maas.store.records import ApiKey, Deployment, DesiredState, Replica, ReplicaState
+from maas.store.records import (
+    ApiKey,
+    Deployment,
+    DesiredState,
+    Limit,
+    Organization,
+    Project,
+    Replica,
+    ReplicaState,
+)
 from maas.store.state import StateReader
 
 log = logging.getLogger(__name__)
@@ -60,11 +70,19 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a request is decided by."""
+    """Everything a request is decided by.
+
+    Attributes:
+        access: What each of the keys may do.
+    """
 
     revision: int = -1
     keys: Mapping[str, ApiKey] = field(default_factory=dict[str, ApiKey])
     models: Mapping[str, ModelEntry] = field(default_factory=dict[str, ModelEntry])
+    access: Mapping[str, KeyAccess] = field(default_factory=dict[str, KeyAccess])
+    organizations: Mapping[str, Organization] = field(default_factory=dict[str, Organization])
+    projects: Mapping[str, Project] = field(default_factory=dict[str, Project])
+    limits: tuple[Limit, ...] = ()
     terms: TermsBook = field(default_factory=lambda: TermsBook(DesiredState(-1), PriceBook({})))
 
     def resolve(self, name: str) -> ModelEntry:
@@ -88,7 +106,11 @@ Connect = Callable[[Deployment], tuple[EngineCapabilities, str | None]]
 
 
 def build_snapshot(
-    state: DesiredState, prices: PriceBook, describe: Describe, connect: Connect
+    state: DesiredState,
+    prices: PriceBook,
+    describe: Describe,
+    connect: Connect,
+    previous: Snapshot | None = None,
 ) -> Snapshot:
     """Return the snapshot of a state.
 
@@ -97,6 +119,7 @@ def build_snapshot(
         prices: Those in force.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
+        previous: The snapshot before it; of the same revision, its keys are taken over.
     """
     ready: dict[str, list[Replica]] = {}
     for replica in state.replicas:
@@ -135,8 +158,18 @@ def build_snapshot(
                 max_model_len=behind.max_model_len,
                 targets=behind.targets,
             )
-    keys = {key.id: key for key in state.keys}
-    return Snapshot(state.revision, keys, models, TermsBook(state, prices))
+    if previous is not None and previous.revision == state.revision:
+        return replace(previous, models=models)
+    return Snapshot(
+        revision=state.revision,
+        models=models,
+        keys={key.id: key for key in state.keys},
+        access=key_access(state),
+        organizations={item.id: item for item in state.organizations},
+        projects={item.id: item for item in state.projects},
+        limits=state.limits,
+        terms=TermsBook(state, prices),
+    )
 
 
 def _targets(deployment: Deployment, ready: list[Replica], connect: Connect) -> list[Target]:
@@ -189,10 +222,11 @@ class SnapshotReader:
         self._known: DesiredState | None = None
         self._task: asyncio.Task[None] | None = None
         self._renewed_at = 0.0
+        self._reading = asyncio.Lock()
 
     async def start(self) -> None:
         """Read once, then go on in the background."""
-        await self._refresh()
+        await self.refresh()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -208,6 +242,11 @@ class SnapshotReader:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read the store now; afterwards what was written before is known here."""
+        async with self._reading:
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -217,7 +256,15 @@ class SnapshotReader:
             if has_moved:
                 self._prices = await asyncio.to_thread(self._tariff.in_force)
             if state != self._known:
-                self.current = build_snapshot(state, self._prices, self._describe, self._connect)
+                # Off the loop: the keys of ten thousand projects take a while.
+                self.current = await asyncio.to_thread(
+                    build_snapshot,
+                    state,
+                    self._prices,
+                    self._describe,
+                    self._connect,
+                    self.current,
+                )
             self._known = state
             await self._renew(force=has_moved)
             self.is_stale = False

@@ -21,6 +21,7 @@ from maas.core.errors import (
 from maas.core.settings import GatewaySettings
 from maas.gateway.relay.engine_http import EngineResponse
 from maas.gateway.relay.engine_pool import EnginePool, Origin, origin_of
+from maas.gateway.relay.key_access import KeyAccess
 from maas.gateway.relay.metering import Histogram, Latencies, Meter
 from maas.gateway.relay.requests import EngineRequest, encode_for
 from maas.gateway.relay.routing import Router
@@ -41,6 +42,7 @@ class Caller:
     project_id: str
     key_id: str
     request_id: str
+    access: KeyAccess
 
 
 class _Fault(msgspec.Struct):

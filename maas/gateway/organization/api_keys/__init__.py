@@ -1,0 +1,1 @@
+"""``/v1/organization/projects/{project_id}/api_keys``."""

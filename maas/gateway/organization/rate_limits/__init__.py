@@ -1,0 +1,1 @@
+"""``rate_limits`` of organisations, projects and keys."""

@@ -1,0 +1,1 @@
+"""``spend_limit`` of organisations and projects."""

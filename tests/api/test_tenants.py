@@ -1,0 +1,246 @@
+"""Nobody sees or touches what belongs to another tenant: every route, asked with every key."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from httpx import Client, Response
+
+from maas.store.key_terms import KeyTerms
+from maas.store.limits import LimitKey
+from maas.store.records import LimitScope, Role
+from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
+from tests.api.conftest import RunningGateway
+
+BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
+# Routes about one thing, and a body that its owner could send. A new route must come into one
+# of these three tables; a route about somebody's things belongs here.
+OWNED: dict[str, dict[str, Any] | None] = {
+    "GET /v1/organization/projects/{project_id}": None,
+    "POST /v1/organization/projects/{project_id}": {"name": "renamed"},
+    "POST /v1/organization/projects/{project_id}/archive": None,
+    "GET /v1/organization/projects/{project_id}/api_keys": None,
+    "POST /v1/organization/projects/{project_id}/api_keys": {"name": "k"},
+    "GET /v1/organization/projects/{project_id}/api_keys/{key_id}": None,
+    "POST /v1/organization/projects/{project_id}/api_keys/{key_id}/rotate": {},
+    "DELETE /v1/organization/projects/{project_id}/api_keys/{key_id}": None,
+    "GET /v1/organization/projects/{project_id}/api_keys/{key_id}/rate_limits": None,
+    "POST /v1/organization/projects/{project_id}/api_keys/{key_id}/rate_limits/{rate_limit_id}": {
+        "max_requests_per_1_minute": 0
+    },
+    "GET /v1/organization/projects/{project_id}/service_accounts": None,
+    "POST /v1/organization/projects/{project_id}/service_accounts": {"name": "s"},
+    "GET /v1/organization/projects/{project_id}/service_accounts/{account_id}": None,
+    "DELETE /v1/organization/projects/{project_id}/service_accounts/{account_id}": None,
+    "GET /v1/organization/projects/{project_id}/users": None,
+    "POST /v1/organization/projects/{project_id}/users": {"user_id": "USER", "role": "member"},
+    "GET /v1/organization/projects/{project_id}/users/{user_id}": None,
+    "POST /v1/organization/projects/{project_id}/users/{user_id}": {"role": "owner"},
+    "DELETE /v1/organization/projects/{project_id}/users/{user_id}": None,
+    "GET /v1/organization/projects/{project_id}/rate_limits": None,
+    "POST /v1/organization/projects/{project_id}/rate_limits/{rate_limit_id}": {
+        "max_requests_per_1_minute": 0
+    },
+    "GET /v1/organization/projects/{project_id}/spend_limit": None,
+    "POST /v1/organization/projects/{project_id}/spend_limit": BUDGET,
+    "DELETE /v1/organization/projects/{project_id}/spend_limit": None,
+    "GET /v1/organization/users/{user_id}": None,
+    "POST /v1/organization/users/{user_id}": {"role": "owner"},
+    "DELETE /v1/organization/users/{user_id}": None,
+    "GET /v1/organization/admin_api_keys/{key_id}": None,
+    "DELETE /v1/organization/admin_api_keys/{key_id}": None,
+}
+# Routes about all that the caller's organisation has: nothing of another's may be in the answer.
+LISTS = {
+    "GET /v1/organization/projects",
+    "GET /v1/organization/users",
+    "GET /v1/organization/admin_api_keys",
+    "GET /v1/organization/audit_logs",
+    "GET /v1/organization/audit_logs/export",
+    "GET /v1/organization/rate_limits",
+    "GET /v1/organization/spend_limit",
+}
+# Routes without anybody's things in them: they act on the caller's own organisation.
+SHARED = {
+    "GET /healthz",
+    "GET /readyz",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "GET /v1/organization/audit_logs/verify",
+    "POST /v1/organization/projects",
+    "POST /v1/organization/users",
+    "POST /v1/organization/admin_api_keys",
+    "POST /v1/organization/rate_limits/{rate_limit_id}",
+    "POST /v1/organization/spend_limit",
+    "DELETE /v1/organization/spend_limit",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/embeddings",
+    "POST /v1/responses",
+}
+
+
+@dataclass
+class Tenant:
+    """An organisation with one of everything."""
+
+    organization_id: str
+    ids: dict[str, str]
+    admin_key_id: str
+    keys: dict[str, str]
+
+    def path(self, route: str, *, project_id: str | None = None) -> str:
+        ids = {**self.ids, "project_id": project_id or self.ids["project_id"]}
+        if "/admin_api_keys/" in route:
+            ids["key_id"] = self.admin_key_id
+        return route.partition(" ")[2].format(**ids)
+
+
+def tenant(gateway: RunningGateway, name: str) -> Tenant:
+    tenancy = gateway.store.tenancy
+    organization = tenancy.organizations.create(name)
+    first = tenancy.projects.default_of(organization.id)
+    project = tenancy.projects.create(organization.id, f"{name}-project")
+    user = tenancy.users.create(
+        organization.id, email=f"owner@{name}.example", name=name, role=Role.OWNER
+    )
+    tenancy.users.add_member(project.id, user.id, Role.OWNER)
+    account = tenancy.service_accounts.create(project.id, name=f"{name}-bot", role=Role.OWNER)
+    admin, admin_value = tenancy.keys.create(
+        project_id=first.id, name=f"{name}-admin", scopes=(ORGANIZATION_SCOPE,)
+    )
+    key, value = tenancy.keys.create(project_id=project.id, name=f"{name}-key")
+    _, user_value = tenancy.keys.create(
+        project_id=project.id, name=f"{name}-user", terms=KeyTerms(user_id=user.id)
+    )
+    _, account_value = tenancy.keys.create(
+        project_id=project.id, name=f"{name}-bot", terms=KeyTerms(service_account_id=account.id)
+    )
+    for scope, scope_id in (
+        (LimitScope.ORGANIZATION, organization.id),
+        (LimitScope.PROJECT, project.id),
+        (LimitScope.KEY, key.id),
+    ):
+        tenancy.limits.set(LimitKey(scope, scope_id, f"{name}-model"), requests_per_minute=7)
+        tenancy.limits.set(LimitKey(scope, scope_id), monthly_budget=7)
+    ids = {
+        "project_id": project.id,
+        "key_id": key.id,
+        "account_id": account.id,
+        "user_id": user.id,
+        "rate_limit_id": f"rl-{name}-model",
+    }
+    values = {
+        "admin": admin_value,
+        "plain": value,
+        "user": user_value,
+        "service account": account_value,
+    }
+    return Tenant(organization.id, ids, admin.id, values)
+
+
+@pytest.fixture(scope="module")
+def tenants(gateway: RunningGateway) -> tuple[Tenant, Tenant]:
+    pair = tenant(gateway, "ours"), tenant(gateway, "theirs")
+    gateway.wait_seen()
+    return pair
+
+
+def ask(gateway: RunningGateway, route: str, path: str, key: str, *, user: str = "") -> Response:
+    body = OWNED.get(route)
+    if body is not None:
+        body = {name: user if value == "USER" else value for name, value in body.items()}
+    with Client(base_url=gateway.url, timeout=10) as client:
+        return client.request(
+            route.partition(" ")[0],
+            path,
+            json=body,
+            headers={"Authorization": f"Bearer {key}"},
+        )
+
+
+def test_every_route_is_in_one_of_the_tables(gateway: RunningGateway) -> None:
+    document = gateway.client.get("/openapi.json").json()
+    routes = {
+        f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method in methods
+    }
+    assert routes == {*OWNED, *LISTS, *SHARED}
+
+
+@pytest.mark.parametrize("kind", ["admin", "plain", "user", "service account"])
+@pytest.mark.parametrize("route", OWNED)
+def test_what_is_theirs_is_a_404(gateway, tenants, route, kind):
+    ours, theirs = tenants
+    answer = ask(gateway, route, theirs.path(route), ours.keys[kind], user=theirs.ids["user_id"])
+    # A key without any permission outside its project is refused before anything is looked up.
+    is_blind = "{project_id}" not in route and kind in {"plain", "service account"}
+    assert answer.status_code == (403 if is_blind else 404), answer.text
+    assert "theirs" not in answer.text.replace(theirs.ids["rate_limit_id"], "")
+
+
+# A rate limit of a project is named by its model, so that one is always ours.
+BELOW = [r for r in OWNED if r.count("{") > 1 and "project_id}/rate_limits/" not in r]
+
+
+@pytest.mark.parametrize("route", BELOW)
+def test_what_is_theirs_is_a_404_under_our_own_project(gateway, tenants, route):
+    ours, theirs = tenants
+    path = theirs.path(route, project_id=ours.ids["project_id"])
+    assert ask(gateway, route, path, ours.keys["admin"]).status_code == 404
+
+
+def test_their_user_cannot_be_put_into_our_project(gateway, tenants):
+    ours, theirs = tenants
+    route = "POST /v1/organization/projects/{project_id}/users"
+    answer = ask(gateway, route, ours.path(route), ours.keys["admin"], user=theirs.ids["user_id"])
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["admin", "user"])
+@pytest.mark.parametrize("route", sorted(LISTS))
+def test_lists_hold_nothing_of_theirs(gateway, tenants, route, kind):
+    ours, theirs = tenants
+    answer = ask(gateway, route, ours.path(route) + "?limit=100", ours.keys[kind])
+    assert answer.status_code == 200, answer.text
+    for theirs_id in (theirs.organization_id, theirs.admin_key_id, *theirs.ids.values()):
+        assert theirs_id not in answer.text
+    assert "theirs" not in answer.text
+
+
+def test_naming_their_organisation_in_the_header_opens_nothing(gateway, tenants):
+    ours, theirs = tenants
+    for header in (theirs.organization_id, "theirs"):
+        answer = gateway.client.get(
+            "/v1/organization/projects",
+            headers={
+                "Authorization": f"Bearer {ours.keys['admin']}",
+                "OpenAI-Organization": header,
+            },
+        )
+        assert answer.status_code == 404
+
+
+def test_what_is_ours_is_found_with_our_key(gateway, tenants):
+    ours, _ = tenants
+    for route in OWNED:
+        if route.startswith("GET"):
+            answer = ask(gateway, route, ours.path(route), ours.keys["admin"])
+            assert answer.status_code == 200, (route, answer.text)
+
+
+def test_operator_sees_every_organisation_that_it_names(gateway, tenants):
+    _, theirs = tenants
+    _, key = gateway.store.keys.create(
+        project_id=gateway.project_id, name="operator", scopes=("inference", ADMIN_SCOPE)
+    )
+    gateway.wait_seen()
+    headers = {"Authorization": f"Bearer {key}"}
+    own = gateway.client.get("/v1/organization/projects", headers=headers).json()
+    assert theirs.ids["project_id"] not in {item["id"] for item in own["data"]}
+    named = {**headers, "OpenAI-Organization": "theirs"}
+    listed = gateway.client.get("/v1/organization/projects", headers=named).json()
+    assert theirs.ids["project_id"] in {item["id"] for item in listed["data"]}
+    path = f"/v1/organization/projects/{theirs.ids['project_id']}/api_keys"
+    assert gateway.client.get(path, headers=headers).status_code == 200
