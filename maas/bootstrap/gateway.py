@@ -11,6 +11,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from maas.bootstrap.child import begin
+from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
@@ -83,6 +84,7 @@ def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
     secrets = SecretBox(settings.home)
     ledger = Ledger(store.database, store.clock, settings.ledger_dir)
+    ledger.tariff.sync(card_prices(load_catalog(settings.models_dir)))
     return create_gateway(
         settings.gateway,
         Sources(store.state, store.leases, ledger.tariff),
