@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import aiohttp
 
@@ -18,6 +20,7 @@ from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
 from maas.serving.controller import Reconciler
+from maas.serving.leadership import lead
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
@@ -45,19 +48,27 @@ async def _leave_with_cluster(settings: Settings, address: str) -> None:
             os._exit(_LOST_RAY)
 
 
-async def _lead(settings: Settings, store: Store, reconciler: Reconciler) -> None:
+async def _reconcile(reconciler: Reconciler, interval_s: float) -> None:
+    while True:
+        try:
+            await reconciler.step()
+        except MaasError as error:
+            log.error("this pass failed, the next one tries again: %s", error.message)
+        await asyncio.sleep(interval_s)
+
+
+async def _lead(
+    settings: Settings, store: Store, make_reconciler: Callable[[], Reconciler]
+) -> None:
     holder = new_id("controller")
     serving = settings.serving
     try:
-        while True:
-            try:
-                if await asyncio.to_thread(
-                    store.leases.acquire, LEASE_NAME, holder, ttl_s=serving.lease_ttl_s
-                ):
-                    await reconciler.step()
-            except MaasError as error:
-                log.error("this pass failed, the next one tries again: %s", error.message)
-            await asyncio.sleep(serving.reconcile_interval_s)
+        await lead(
+            partial(store.leases.acquire, LEASE_NAME, holder, ttl_s=serving.lease_ttl_s),
+            # A new one each time: what it knew of the cluster another may have changed.
+            lambda: _reconcile(make_reconciler(), serving.reconcile_interval_s),
+            ttl_s=serving.lease_ttl_s,
+        )
     finally:
         store.leases.release(LEASE_NAME, holder)
 
@@ -78,7 +89,8 @@ async def run(settings: Settings) -> None:
             client=client,
             clock=store.clock,
         )
-        reconciler = Reconciler(
+        make_reconciler = partial(
+            Reconciler,
             store.deployments,
             store.replicas,
             cluster=cluster,
@@ -86,7 +98,7 @@ async def run(settings: Settings) -> None:
             clock=store.clock,
             max_backoff_s=settings.serving.max_backoff_s,
         )
-        task = asyncio.create_task(_lead(settings, store, reconciler))
+        task = asyncio.create_task(_lead(settings, store, make_reconciler))
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):

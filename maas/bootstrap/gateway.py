@@ -15,13 +15,15 @@ from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
-from maas.engines.contract import EngineCapabilities, for_task
+from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
 from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
+from maas.gateway.relay.snapshot import Sources
+from maas.ledger.ledger import Ledger
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 
@@ -65,7 +67,14 @@ def connect_with(
             return declared(options.get("capabilities") or {}), authorization
         capabilities = get_engine(deployment.engine).capabilities
         card = catalog.get(deployment.model_id)
-        return (for_task(capabilities, card.task) if card else capabilities), authorization
+        if card is not None:
+            capabilities = for_model(
+                capabilities,
+                card.task,
+                has_chat=card.chat_template is not None,
+                has_tools=card.tool_call_parser is not None,
+            )
+        return capabilities, authorization
 
     return connect
 
@@ -73,10 +82,11 @@ def connect_with(
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
     secrets = SecretBox(settings.home)
+    ledger = Ledger(store.database, store.clock, settings.ledger_dir)
     return create_gateway(
         settings.gateway,
-        store.state,
-        store.leases,
+        Sources(store.state, store.leases, ledger.tariff),
+        ledger,
         store.tenancy,
         describe=describe_with(settings),
         connect=connect_with(settings),

@@ -70,16 +70,30 @@ class Shape(_Part):
 
 
 class Price(_Part):
-    """What a million tokens cost."""
+    """What use costs, in one currency."""
 
-    currency: str = "USD"
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
     """ISO 4217 code."""
-    input_per_million: Decimal = Decimal(0)
+    input_per_million: Annotated[Decimal, Field(ge=0)] = Decimal(0)
     """Prompt tokens."""
-    cached_input_per_million: Decimal = Decimal(0)
+    cached_input_per_million: Annotated[Decimal, Field(ge=0)] = Decimal(0)
     """Prompt tokens found in the prefix cache."""
-    output_per_million: Decimal = Decimal(0)
+    output_per_million: Annotated[Decimal, Field(ge=0)] = Decimal(0)
     """Generated tokens."""
+    training_per_million: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    """Tokens trained on, epochs counted."""
+    gpu_second: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    """One accelerator for one second."""
+    storage_gib_month: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    """A gibibyte kept for 30 days."""
+    off_peak_factor: Annotated[Decimal, Field(ge=0, le=1)] = Decimal(1)
+    """What prices are multiplied by in the off-peak hours."""
+    off_peak_hours: (
+        tuple[Annotated[int, Field(ge=0, le=23)], Annotated[int, Field(ge=0, le=24)]] | None
+    ) = None
+    """First hour and the hour it ends before, UTC; may pass midnight."""
+    tiers: dict[str, Annotated[Decimal, Field(ge=0)]] = {}
+    """Other service tiers (``batch``, ``background``) and what they cost relative to this."""
 
 
 class Variant(_Part):

@@ -23,6 +23,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
     │   └── IdempotencyKeyReused    the same Idempotency-Key came with another request
+    ├── LimitExceeded               a limit was reached; the message names it
+    │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
     │   ├── NoReplica               nothing is ready to serve this model
     │   └── StoreUnavailable        the database does not answer, or is busy for too long
@@ -143,6 +145,14 @@ class Conflict(MaasError):
 
 class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
+
+
+class LimitExceeded(MaasError):
+    code = "rate_limit_exceeded"
+
+
+class BudgetExceeded(LimitExceeded):
+    code = "insufficient_quota"
 
 
 class Unavailable(MaasError):

@@ -127,6 +127,13 @@ class Settings(_Section):
         return self.home / "backups"
 
     @property
+    def gateway_url(self) -> str:
+        """Where this machine reaches the gateway, whatever addresses it listens on."""
+        # Every address includes loopback; it is not one that can be asked.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
     def weights_dir(self) -> Path:
         """Folder of prepared weights, one folder a model."""
         return self.home / "models"
@@ -136,6 +143,11 @@ class Settings(_Section):
         paths = {"home": self.home, "models_dir": self.models_dir}
         absolute = {name: path.expanduser().absolute() for name, path in paths.items()}
         return self.model_copy(update=absolute)
+
+    @property
+    def ledger_dir(self) -> Path:
+        """Folder of the gateways' write-ahead logs."""
+        return self.home / "ledger"
 
     @property
     def logs_dir(self) -> Path:

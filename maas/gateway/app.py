@@ -31,21 +31,21 @@ from maas.gateway.models import routes as models
 from maas.gateway.organization import routes as organization
 from maas.gateway.organization.spend_limits.service import Spent
 from maas.gateway.relay.access import AccessLog
+from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
 from maas.gateway.relay.http import request_id_of
 from maas.gateway.relay.metering import GatewayCollector, Meter
 from maas.gateway.relay.routing import Router
-from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader
+from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader, Sources
 from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import live_origin
+from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
-from maas.store.leases import LeaseRepository
 from maas.store.records import LimitScope
-from maas.store.state import StateReader
 from maas.store.tenancy import Tenancy
 
 RELAYED = {
@@ -70,10 +70,13 @@ class Gateway:
     snapshots: SnapshotReader
     upstream: Upstream
     access: AccessLog
+    ledger: Ledger
+    admission: Admission
 
     async def start(self) -> None:
-        """Open the pool and read the first snapshot."""
+        """Open the pool and the ledger, and read the first snapshot."""
         await self.upstream.start()
+        await self.ledger.start()
         await self.access.start()
         await self.snapshots.start()
 
@@ -81,6 +84,8 @@ class Gateway:
         """Let go of everything."""
         await self.snapshots.stop()
         await self.upstream.stop()
+        await self.admission.stop()
+        await self.ledger.stop()
         await self.access.stop()
 
 
@@ -219,8 +224,8 @@ def _metrics_app(registry: CollectorRegistry) -> ASGIApp:
 
 def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     settings: GatewaySettings,
-    state: StateReader,
-    leases: LeaseRepository,
+    sources: Sources,
+    ledger: Ledger,
     tenancy: Tenancy,
     *,
     describe: Describe,
@@ -233,8 +238,8 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
 
     Args:
         settings: Limits and timeouts.
-        state: Reads desired state.
-        leases: Where this gateway says what it has seen.
+        sources: What to route by.
+        ledger: What things cost, and this gateway's purse.
         tenancy: Who there is and what each may use.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
@@ -246,14 +251,21 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     upstream = Upstream(settings, router, meter)
     access = AccessLog(access_log)
     snapshots = SnapshotReader(
-        state,
-        leases,
+        sources,
         describe=describe,
         connect=connect,
         interval_s=settings.snapshot_interval_s,
         gateway_id=new_id("gw"),
     )
-    relay = Relay(settings, snapshots, router=router, upstream=upstream, meter=meter, access=access)
+    admission = Admission(ledger.spender, ledger.clock)
+    relay = Relay(
+        settings,
+        snapshots,
+        upstream=upstream,
+        meter=meter,
+        access=access,
+        admission=admission,
+    )
     responses = ResponsesApp(
         relay,
         render_error=lambda error: (status_of(error)[0], error_body(error)),
@@ -281,4 +293,6 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         snapshots=snapshots,
         upstream=upstream,
         access=access,
+        ledger=ledger,
+        admission=admission,
     )

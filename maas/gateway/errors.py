@@ -1,5 +1,7 @@
 """The one place where an error of the platform becomes an HTTP answer."""
 
+import math
+
 import msgspec
 from starlette.types import Send
 
@@ -17,6 +19,8 @@ STATUSES: dict[type[MaasError], tuple[int, str]] = {
     errors.PermissionDenied: (403, "permission_error"),
     errors.NotFound: (404, "invalid_request_error"),
     errors.Conflict: (409, "invalid_request_error"),
+    errors.LimitExceeded: (429, "rate_limit_error"),
+    errors.BudgetExceeded: (429, "insufficient_quota"),
     errors.Unavailable: (503, "server_error"),
     errors.EngineError: (502, "server_error"),
 }
@@ -53,10 +57,16 @@ def error_body(error: MaasError) -> bytes:
 def error_headers(error: MaasError, request_id: str) -> Headers:
     """Return the headers for an error; those that may be tried again say when."""
     headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, (errors.Unavailable, errors.LimitExceeded)):
         seconds = float(error.context.get("retry_after_s", DEFAULT_RETRY_AFTER_S))
-        headers.append((b"retry-after", str(max(1, round(seconds))).encode()))
-        headers.append((b"retry-after-ms", str(round(seconds * 1000)).encode()))
+        # Rounded up: who comes back then must not be too early.
+        headers.append((b"retry-after", str(max(1, math.ceil(seconds))).encode()))
+        headers.append((b"retry-after-ms", str(math.ceil(seconds * 1000)).encode()))
+    if isinstance(error, errors.LimitExceeded):
+        headers.append((b"x-maas-limit", str(error.context["limit"]).encode()))
+    if isinstance(error, errors.BudgetExceeded):
+        # SDKs try a 429 again by themselves; a budget does not come back in their time.
+        headers.append((b"x-should-retry", b"false"))
     if isinstance(error, errors.AuthenticationFailed):
         headers.append((b"www-authenticate", b"Bearer"))
     if error.context.get("close"):

@@ -202,6 +202,7 @@ class Replica:
         url: Base URL of the engine's own server, without ``/v1``.
         engine_model: The name the engine knows the model by.
         kv_cache_usage: Share of the KV cache in use, 0 to 1.
+        max_num_seqs: Requests it runs at a time; 0 where nobody knows.
     """
 
     id: str
@@ -216,6 +217,7 @@ class Replica:
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
     memory_bytes: int = 0
+    max_num_seqs: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ def record_of(row: ReplicaRow) -> Replica:
         num_waiting=row.num_waiting,
         kv_cache_usage=row.kv_cache_usage,
         memory_bytes=row.memory_bytes,
+        max_num_seqs=row.max_num_seqs,
     )
 
 
@@ -54,6 +55,7 @@ class ReplicaRepository:
                     num_waiting=replica.num_waiting,
                     kv_cache_usage=replica.kv_cache_usage,
                     memory_bytes=replica.memory_bytes,
+                    max_num_seqs=replica.max_num_seqs,
                     started_at=replica.started_at,
                     expires_at=replica.expires_at,
                 )

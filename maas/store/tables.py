@@ -84,6 +84,7 @@ class ReplicaRow(Base):
     num_waiting: Mapped[int]
     kv_cache_usage: Mapped[float]
     memory_bytes: Mapped[int]
+    max_num_seqs: Mapped[int]
     started_at: Mapped[float]
     expires_at: Mapped[float]
 

@@ -53,6 +53,32 @@ def test_many_ways_to_ask_all_work_on_the_real_engine(platform):
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_a_named_tool_is_called(platform):
+    weather = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "strict": True,  # only then vLLM holds the model to the schema
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 12}},
+                "required": ["city"],
+            },
+        },
+    }
+    answer = platform.openai().chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[weather],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        temperature=0,
+        max_tokens=64,
+    )
+    call = answer.choices[0].message.tool_calls[0].function
+    assert call.name == "get_weather"
+    assert "city" in json.loads(call.arguments)
+
+
 def test_structured_output_follows_its_schema(platform):
     class City(BaseModel):
         name: Literal["Paris", "London"]
@@ -213,7 +239,7 @@ def test_load_starts_a_second_replica_by_itself(platform):
     def keep_asking() -> None:
         with platform.client() as client:
             while not stop.is_set():
-                body = {"model": MODEL, "prompt": "Once", "max_tokens": 256, "n": 2}
+                body = {"model": MODEL, "prompt": "Once", "max_tokens": 96, "n": 2}
                 client.post("/v1/completions", json=body)
 
     askers = [threading.Thread(target=keep_asking) for _ in range(12)]

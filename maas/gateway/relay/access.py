@@ -26,9 +26,9 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     key_id: str = ""
     replica: str = ""
     ttft_s: float | None = None
-    num_prompt_tokens: int | None = None
-    num_cached_tokens: int | None = None
-    num_completion_tokens: int | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
     error: str | None = None
 
 

@@ -19,6 +19,7 @@ from maas.gateway.direct import DirectClient, direct_client
 from maas.gateway.errors import error_body, send_error
 from maas.gateway.facts import ModelFacts
 from maas.gateway.relay.access import AccessLog, AccessRecord
+from maas.gateway.relay.admission import Admission, Admitted
 from maas.gateway.relay.http import (
     ClientLeft,
     bearer_of,
@@ -35,7 +36,6 @@ from maas.gateway.relay.requests import (
     parse_completion,
     parse_embedding,
 )
-from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import ModelEntry, SnapshotReader
 from maas.gateway.relay.upstream import Caller, EngineAnswer, Upstream
 from maas.protocol.sse import data_event
@@ -43,6 +43,7 @@ from maas.store.keys import check_key
 
 # Scope key: the route as the client knows it, where an app in front of the relay translates.
 SHOWN_ROUTE = "maas.route"
+COST_HEADER = b"x-maas-cost"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
 
 Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
@@ -71,6 +72,20 @@ class Exchange:
     latencies: Latencies
     shown_name: str
     first_byte: float
+    admitted: Admitted
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that tell the caller how near its limits are."""
+        return self.admitted.headers()
+
+    def cost_header(self) -> list[tuple[bytes, bytes]]:
+        """Return the header with what the answer costs, once its usage is known."""
+        usage = self.answer.usage
+        if usage is None:
+            return []
+        price = self.admitted.reservation.price
+        amount = f"{self.admitted.cost(usage):f} {price.currency}"
+        return [(COST_HEADER, amount.encode())]
 
     def events(self) -> AsyncIterator[bytes]:
         """Yield a streamed answer's events.
@@ -119,10 +134,10 @@ class Relay:
     Args:
         settings: Limits and timeouts.
         snapshots: What to route by.
-        router: Chooses replicas.
         upstream: Sends.
         meter: Counts.
         access: The access log.
+        admission: Reserves and settles.
     """
 
     def __init__(
@@ -130,17 +145,17 @@ class Relay:
         settings: GatewaySettings,
         snapshots: SnapshotReader,
         *,
-        router: Router,
         upstream: Upstream,
         meter: Meter,
         access: AccessLog,
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._snapshots = snapshots
-        self._router = router
         self._upstream = upstream
         self._meter = meter
         self._access = access
+        self._admission = admission
 
     def authenticate(self, scope: Scope, request_id: str) -> Caller:
         """Return who is asking a model.
@@ -198,26 +213,33 @@ class Relay:
 
         Raises:
             InvalidRequest: The prompt is too long, or the engine refused it.
+            LimitExceeded: It would pass a limit of its caller.
             CapabilityMissing: No engine of this model can do it.
             NoReplica: None is ready, or none answers.
         """
         started = perf_counter()
         shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
-        answer = await self._upstream.open(entry, request, caller)
-        first_byte = perf_counter()
-        replica_id = record.replica = answer.target.replica.id
-        latencies = self._meter.latencies_of(entry.root, replica_id)
-        latencies.ttft.observe(first_byte - started)
-        record.ttft_s = first_byte - started
-        try:
-            yield Exchange(entry, request, answer, latencies, shown_name, first_byte)
-        finally:
-            answer.close()
-            latencies.duration.observe(perf_counter() - started)
-            self._settle(entry, answer, record)
+        terms = self._snapshots.current.terms.terms_of(caller.key_id, entry.root)
+        async with self._admission.admitted(
+            terms, entry, request, request_id=caller.request_id
+        ) as admitted:
+            answer = await self._upstream.open(entry, request, caller)
+            first_byte = perf_counter()
+            replica_id = record.replica = answer.target.replica.id
+            latencies = self._meter.latencies_of(entry.root, replica_id)
+            latencies.ttft.observe(first_byte - started)
+            record.ttft_s = first_byte - started
+            admitted.follow(lambda: answer.num_events)
+            try:
+                yield Exchange(entry, request, answer, latencies, shown_name, first_byte, admitted)
+            finally:
+                answer.close()
+                latencies.duration.observe(perf_counter() - started)
+                admitted.usage = answer.usage
+                self._count(entry, answer, record)
 
-    def _settle(self, entry: ModelEntry, answer: EngineAnswer, record: AccessRecord) -> None:
+    def _count(self, entry: ModelEntry, answer: EngineAnswer, record: AccessRecord) -> None:
         """Count what was delivered: the engine's numbers, else the events that went out."""
         usage = answer.usage
         cached = 0
@@ -281,6 +303,8 @@ class Relay:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"x-request-id", record.request_id.encode()),
+            *exchange.headers(),
+            *exchange.cost_header(),
         ]
         record.status = 200
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -294,6 +318,7 @@ class Relay:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", record.request_id.encode()),
+            *exchange.headers(),
         ]
         record.status = 200
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -10,6 +10,9 @@ from maas.core.errors import MaasError, ModelNotFound
 from maas.engines.contract import EngineCapabilities
 from maas.gateway.facts import ModelFacts
 from maas.gateway.relay.key_access import KeyAccess, key_access
+from maas.gateway.relay.terms import TermsBook
+from maas.ledger.prices import PriceBook
+from maas.ledger.tariff import Tariff
 from maas.store.leases import GATEWAY_PREFIX, LeaseRepository
 from maas.store.records import (
     ApiKey,
@@ -58,6 +61,12 @@ class ModelEntry:
     max_model_len: int | None
     targets: tuple[Target, ...] = ()
 
+    @property
+    def capacity(self) -> int:
+        """Requests that all its engines run at a time; 0 where one does not say."""
+        each = [target.replica.max_num_seqs for target in self.targets]
+        return sum(each) if all(each) else 0
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -74,6 +83,7 @@ class Snapshot:
     organizations: Mapping[str, Organization] = field(default_factory=dict[str, Organization])
     projects: Mapping[str, Project] = field(default_factory=dict[str, Project])
     limits: tuple[Limit, ...] = ()
+    terms: TermsBook = field(default_factory=lambda: TermsBook(DesiredState(-1), PriceBook({})))
 
     def resolve(self, name: str) -> ModelEntry:
         """Return the entry of a public name.
@@ -96,12 +106,17 @@ Connect = Callable[[Deployment], tuple[EngineCapabilities, str | None]]
 
 
 def build_snapshot(
-    state: DesiredState, describe: Describe, connect: Connect, previous: Snapshot | None = None
+    state: DesiredState,
+    prices: PriceBook,
+    describe: Describe,
+    connect: Connect,
+    previous: Snapshot | None = None,
 ) -> Snapshot:
     """Return the snapshot of a state.
 
     Args:
         state: As read from the store.
+        prices: Those in force.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         previous: The snapshot before it; of the same revision, its keys are taken over.
@@ -153,6 +168,7 @@ def build_snapshot(
         organizations={item.id: item for item in state.organizations},
         projects={item.id: item for item in state.projects},
         limits=state.limits,
+        terms=TermsBook(state, prices),
     )
 
 
@@ -166,12 +182,20 @@ def _targets(deployment: Deployment, ready: list[Replica], connect: Connect) -> 
     return [Target(replica, capabilities, authorization) for replica in ready]
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What snapshots are read from, and where a gateway says what it has seen."""
+
+    state: StateReader
+    leases: LeaseRepository
+    tariff: Tariff
+
+
 class SnapshotReader:
     """Keeps ``current`` fresh; serves the last good one while the store cannot be read.
 
     Args:
-        state: Reads the store.
-        leases: Tells others which revision this gateway has seen.
+        sources: The store.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         interval_s: Seconds between two readings.
@@ -180,8 +204,7 @@ class SnapshotReader:
 
     def __init__(
         self,
-        state: StateReader,
-        leases: LeaseRepository,
+        sources: Sources,
         *,
         describe: Describe,
         connect: Connect,
@@ -190,8 +213,8 @@ class SnapshotReader:
     ) -> None:
         self.current = Snapshot()
         self.is_stale = False
-        self._state = state
-        self._leases = leases
+        self._state, self._leases, self._tariff = sources.state, sources.leases, sources.tariff
+        self._prices = PriceBook({})
         self._describe = describe
         self._connect = connect
         self._interval_s = interval_s
@@ -229,12 +252,19 @@ class SnapshotReader:
     async def _refresh(self) -> None:
         try:
             state = await asyncio.to_thread(self._state.read, self._known)
+            has_moved = self._known is None or state.revision != self._known.revision
+            if has_moved:
+                self._prices = await asyncio.to_thread(self._tariff.in_force)
             if state != self._known:
                 # Off the loop: the keys of ten thousand projects take a while.
                 self.current = await asyncio.to_thread(
-                    build_snapshot, state, self._describe, self._connect, self.current
+                    build_snapshot,
+                    state,
+                    self._prices,
+                    self._describe,
+                    self._connect,
+                    self.current,
                 )
-            has_moved = self._known is None or state.revision != self._known.revision
             self._known = state
             await self._renew(force=has_moved)
             self.is_stale = False

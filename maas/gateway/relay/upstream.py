@@ -138,7 +138,6 @@ class EngineAnswer:
     Attributes:
         on_close: Called when the answer is let go.
         usage: Token counts; complete once the answer was read.
-        num_events: Events passed to the client so far.
     """
 
     def __init__(
@@ -147,10 +146,15 @@ class EngineAnswer:
         self.target = target
         self.on_close: Callable[[], None] = _nothing
         self.usage: Usage | None = None
-        self.num_events = 0
+        self._stream: StreamFilter | None = None
         self._response = response
         self._first = first
         self._request = request
+
+    @property
+    def num_events(self) -> int:
+        """Events passed to the client so far; near the number of tokens."""
+        return self._stream.num_events if self._stream is not None else 0
 
     async def body(self) -> bytes:
         """Return the whole answer of a request that is not streamed.
@@ -197,7 +201,7 @@ class EngineAnswer:
         except OSError as error:
             self._check_end(stream, error)
         finally:
-            self.usage, self.num_events = stream.usage, stream.num_events
+            self.usage = stream.usage
         self._check_end(stream)
 
     async def pipe(
@@ -227,7 +231,7 @@ class EngineAnswer:
             self._check_end(pipe.stream, error)
         finally:
             pipe.count()
-            self.usage, self.num_events = pipe.stream.usage, pipe.stream.num_events
+            self.usage = pipe.stream.usage
         self._check_end(pipe.stream)
 
     def set_paused(self, is_paused: bool) -> None:
@@ -240,11 +244,12 @@ class EngineAnswer:
         if engine_model != shown_name:
             old, new = msgspec.json.encode(engine_model), msgspec.json.encode(shown_name)
             rename = (b'"model":' + old, b'"model":' + new)
-        return StreamFilter(
+        self._stream = StreamFilter(
             self._request.wants_usage,
             rename,
             ends_with_done=self.target.capabilities.done_sentinel,
         )
+        return self._stream
 
     @staticmethod
     def _check_end(stream: StreamFilter, error: OSError | None = None) -> None:

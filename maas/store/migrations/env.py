@@ -2,11 +2,14 @@
 
 from alembic import context
 
-from maas.store.tenancy_tables import Base
+from maas.store import ledger_tables, tenancy_tables
+
+# They share one metadata, and fill it when they are imported.
+TABLES = (tenancy_tables, ledger_tables)
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=TABLES[0].Base.metadata,
     render_as_batch=True,
     compare_type=True,
 )

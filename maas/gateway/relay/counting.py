@@ -1,0 +1,148 @@
+"""How many tokens a request can take: a bound that costs nothing, and the exact count.
+
+A token is at least one byte, so the bytes of the texts bound their tokens. That is enough while a
+limit is far away. Near it, the prompt is rendered and tokenised as the engine will do it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from maas.gateway.relay.length import TEMPLATE_TOKENS, count_tokens
+from maas.gateway.relay.requests import EngineRequest
+from maas.gateway.relay.snapshot import ModelEntry
+from maas.protocol.chat import ChatCompletionRequest
+
+_DEFAULT_CONTEXT = 2**17
+
+
+@dataclass(frozen=True)
+class TokenBound:
+    """The most tokens that a request can take."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def quick_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
+    """Return a bound that no request passes, from sizes alone."""
+    num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in request.texts)
+    body = request.body
+    if isinstance(body, ChatCompletionRequest):
+        # Roles, names and tools become text of the prompt too.
+        num_bytes += TEMPLATE_TOKENS + 16 * len(body.messages)
+        if body.tools:
+            num_bytes += len(msgspec.json.encode(body.tools))
+    return _bounded(request, entry, num_bytes + request.num_prompt_ids)
+
+
+def exact_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
+    """Return the bound with the prompt's tokens counted; blocks for as long as that takes."""
+    path = entry.facts.tokenizer_path
+    if path is None or not path.exists() or not request.texts:
+        return quick_bound(request, entry)
+    limit = entry.max_model_len or _DEFAULT_CONTEXT
+    texts: Sequence[str] = request.texts
+    if isinstance(request.body, ChatCompletionRequest):
+        rendered = render_chat(path.parent, request.body)
+        if rendered is None:
+            return quick_bound(request, entry)
+        texts = (rendered,)
+    # Prompts that are not chats get what the tokenizer adds around them: at most two tokens each.
+    num_added = 0 if request.is_one_prompt else 2 * len(texts)
+    counted = count_tokens(path, tuple(texts), limit=limit * max(len(texts), 1))
+    return _bounded(request, entry, counted + num_added + request.num_prompt_ids)
+
+
+def _bounded(request: EngineRequest, entry: ModelEntry, num_input: int) -> TokenBound:
+    context = entry.max_model_len or _DEFAULT_CONTEXT
+    num_prompts = 1 if request.is_one_prompt else max(len(request.texts), 1)
+    num_input = min(num_input, context * num_prompts)
+    num_answers = (getattr(request.body, "n", None) or 1) * num_prompts
+    most = request.max_answer_tokens
+    if most is None:
+        most = max(context - num_input // num_prompts, 0)
+    return TokenBound(num_input, most * num_answers)
+
+
+def render_chat(model_dir: Path, body: ChatCompletionRequest) -> str | None:
+    """Return a chat as the model's template writes it; none where that cannot be done here."""
+    template = _template(model_dir)
+    if template is None:
+        return None
+    messages: list[dict[str, Any]] = msgspec.to_builtins(body.messages)
+    tools: list[dict[str, Any]] | None = msgspec.to_builtins(body.tools) if body.tools else None
+    try:
+        return template.render(
+            messages=[_without_nulls(message) for message in messages],
+            tools=tools,
+            add_generation_prompt=True,
+            **_special_tokens(model_dir),
+        )
+    except (TemplateError, TypeError, ValueError):
+        return None
+
+
+def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if value is not None}
+
+
+@lru_cache(maxsize=32)
+def _template(model_dir: Path) -> Any:
+    """Return the compiled template, as transformers compiles it."""
+    source = _template_source(model_dir)
+    if source is None:
+        return None
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    cast("Any", environment).filters["tojson"] = _to_json
+    functions = {"raise_exception": _refuse, "strftime_now": _now}
+    return environment.from_string(source, globals=functions)
+
+
+def _template_source(model_dir: Path) -> str | None:
+    file = model_dir / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = _tokenizer_config(model_dir).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+@lru_cache(maxsize=32)
+def _special_tokens(model_dir: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in _tokenizer_config(model_dir).items():
+        if name.endswith("_token"):
+            text = (
+                cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
+            )
+            if isinstance(text, str):
+                found[name] = text
+    return found
+
+
+def _tokenizer_config(model_dir: Path) -> dict[str, Any]:
+    path = model_dir / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)

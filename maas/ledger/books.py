@@ -1,0 +1,286 @@
+"""The ledger in the store: counters that grants are taken from, and the journal of charges.
+
+Three transactions carry everything:
+
+- ``grant`` moves what is unused to a spender's grant, never past the cap.
+- ``post`` writes charges to the journal, counts them as used, takes them and what is given back
+  off the grants, and moves the spender's position: all or nothing, and once.
+- ``close`` posts what a dead spender's log still says and dissolves its grants.
+
+So at every moment, for every counter: used + leased <= cap (unless the cap was lowered), leased is
+the sum of the grants, and used of a journaled metric is the sum of the journal in its window.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import BigInteger, Select, delete, func, insert, select, type_coerce, update
+from sqlalchemy.orm import Session
+
+from maas.core.clock import Clock
+from maas.core.errors import Conflict
+from maas.ledger.caps import Cap, Metric, Window, counter_key, subjects_of, window_label
+from maas.ledger.entries import Entry
+from maas.ledger.wal import Position
+from maas.store.database import Database
+from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow, SpenderRow
+from maas.store.money import to_nanos
+from maas.store.sql import insert_missing, lock_by_name
+
+_COLUMNS = {
+    "organization": JournalRow.organization_id,
+    "project": JournalRow.project_id,
+    "key": JournalRow.key_id,
+    "model": JournalRow.model_id,
+}
+# A slice is this share of what is left: near the end slices are small, so that little of a cap
+# lies idle with a spender that does not need it.
+SLICE_SHARE = 4
+_KEEP_COUNTERS_S = 3600.0
+_JOURNAL = "journal"
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a spender asks for.
+
+    Attributes:
+        need: Less than this is of no use now.
+        wish: What could be used at once.
+    """
+
+    cap: Cap
+    window: Window
+    need: int
+    wish: int
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What it got.
+
+    Attributes:
+        amount: Added to its grant; 0 where ``need`` cannot be had.
+        remaining: Neither used nor held by anybody, after this grant.
+        leased: Held by all spenders together, after this grant.
+    """
+
+    amount: int
+    remaining: int
+    leased: int
+
+
+@dataclass
+class Posting:
+    """What one transaction of a spender writes.
+
+    Attributes:
+        entries: New charges.
+        used: Counted as used, by counter; of metrics that the journal does not tell.
+        released: Taken off the spender's grants, by counter: used up or given back.
+    """
+
+    entries: Sequence[Entry] = ()
+    used: Mapping[str, int] = field(default_factory=dict[str, int])
+    released: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+class Books:
+    """Reads and writes the ledger."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def open(self, spender_id: str) -> None:
+        """Register a spender, before its first grant."""
+        with self._database.write(bump_revision=False) as session:
+            session.add(SpenderRow(id=spender_id, segment=0, position=0, seen_at=self._clock.now()))
+
+    def grant(self, spender_id: str, wants: Iterable[Want]) -> dict[str, Granted]:
+        """Grant what can be had of each; by counter."""
+        # In one order everywhere: two spenders never wait for one another.
+        wants = sorted(wants, key=lambda want: want.window.key)
+        with self._database.write(bump_revision=False) as session:
+            keys = [want.window.key for want in wants]
+            known = set(session.scalars(select(CounterRow.key).where(CounterRow.key.in_(keys))))
+            missing = [want for want in wants if want.window.key not in known]
+            if missing:
+                # No posting may go by between the sum of the journal and the new counter.
+                lock_by_name(session, _JOURNAL, is_shared=False)
+            for want in missing:
+                self._begin_counter(session, want.cap, want.window)
+            return {want.window.key: self._grant(session, spender_id, want) for want in wants}
+
+    def _grant(self, session: Session, spender_id: str, want: Want) -> Granted:
+        key = want.window.key
+        counter = session.get_one(CounterRow, key, with_for_update=True)
+        available = max(want.cap.amount - counter.used - counter.leased, 0)
+        wish = max(want.wish, want.need, available // SLICE_SHARE)
+        amount = min(wish, available) if available >= want.need else 0
+        if amount:
+            counter.leased += amount
+            grant = session.get(GrantRow, (key, spender_id))
+            if grant is None:
+                session.add(GrantRow(counter_key=key, spender_id=spender_id, amount=amount))
+            else:
+                grant.amount += amount
+        return Granted(amount, available - amount, counter.leased)
+
+    def _begin_counter(self, session: Session, cap: Cap, window: Window) -> None:
+        # Used before anybody capped it; whatever is posted later adds itself.
+        used = session.scalar(_journaled(cap, window)) if cap.metric.is_journaled else 0
+        insert_missing(
+            session,
+            CounterRow,
+            key=window.key,
+            window_end=window.end,
+            used=int(used or 0),
+            leased=0,
+        )
+
+    def post(self, spender_id: str, posting: Posting, *, since: Position, until: Position) -> None:
+        """Write a posting; doing so twice, after an answer that got lost, changes nothing.
+
+        Raises:
+            Conflict: Somebody else closed this spender's books.
+        """
+        with self._database.write(bump_revision=False) as session:
+            lock_by_name(session, _JOURNAL, is_shared=True)
+            spender = session.get(SpenderRow, spender_id, with_for_update=True)
+            position = spender and Position(spender.segment, spender.position)
+            if spender is None or position not in {since, until}:
+                raise Conflict(f"the books of {spender_id} are closed")
+            if position == until and since != until:
+                return
+            self._apply(session, spender_id, posting)
+            spender.segment, spender.position = until.segment, until.offset
+            spender.seen_at = self._clock.now()
+
+    def close(self, spender_id: str, entries: Sequence[Entry]) -> bool:
+        """Post what is left of a spender and dissolve its grants.
+
+        What was granted of a metric that the journal does not tell counts as used: nobody knows.
+
+        Returns:
+            False where its books were closed before: nothing was written.
+        """
+        with self._database.write(bump_revision=False) as session:
+            lock_by_name(session, _JOURNAL, is_shared=True)
+            if session.get(SpenderRow, spender_id, with_for_update=True) is None:
+                return False
+            grants = session.scalars(
+                select(GrantRow)
+                .where(GrantRow.spender_id == spender_id)
+                .order_by(GrantRow.counter_key)
+            ).all()
+            lost = {
+                grant.counter_key: grant.amount
+                for grant in grants
+                if grant.counter_key.startswith(
+                    (Metric.REQUESTS_PER_MINUTE.value, Metric.TOKENS_PER_MINUTE.value)
+                )
+            }
+            released = {grant.counter_key: grant.amount for grant in grants}
+            self._apply(session, spender_id, Posting(entries, lost, released))
+            session.execute(delete(GrantRow).where(GrantRow.spender_id == spender_id))
+            session.execute(delete(SpenderRow).where(SpenderRow.id == spender_id))
+        return True
+
+    def position_of(self, spender_id: str) -> Position | None:
+        """Return how far a spender's log is in the journal; none where its books are closed."""
+        with self._database.read() as session:
+            row = session.get(SpenderRow, spender_id)
+            return None if row is None else Position(row.segment, row.position)
+
+    def charge(self, entries: Sequence[Entry]) -> int:
+        """Write charges that no spender reserved (training, storage); each once, by its id.
+
+        Returns:
+            How many were new.
+        """
+        with self._database.write(bump_revision=False) as session:
+            lock_by_name(session, _JOURNAL, is_shared=True)
+            ids = [entry.id for entry in entries]
+            known = set(session.scalars(select(JournalRow.id).where(JournalRow.id.in_(ids))))
+            new = [entry for entry in entries if entry.id not in known]
+            self._apply(session, "", Posting(new))
+        return len(new)
+
+    def sweep(self) -> None:
+        """Forget counters whose window is long over and that nobody holds anything of."""
+        with self._database.write(bump_revision=False) as session:
+            session.execute(
+                delete(CounterRow).where(
+                    CounterRow.window_end < self._clock.now() - _KEEP_COUNTERS_S,
+                    CounterRow.leased == 0,
+                )
+            )
+
+    def _apply(self, session: Session, spender_id: str, posting: Posting) -> None:
+        """Write charges, and move counters and grants by them. Holds the journal's lock."""
+        if posting.entries:
+            session.execute(insert(JournalRow), [_row_of(entry) for entry in posting.entries])
+        used = dict(posting.used)
+        for entry in posting.entries:
+            for key, amount in _journaled_by(entry):
+                used[key] = used.get(key, 0) + amount
+        keys = {*used, *posting.released}
+        if not keys:
+            return
+        # Locked in one order everywhere, before the first is changed.
+        counters = session.scalars(
+            select(CounterRow)
+            .where(CounterRow.key.in_(keys))
+            .order_by(CounterRow.key)
+            .with_for_update()
+        )
+        for counter in counters:
+            counter.used += used.get(counter.key, 0)
+            counter.leased -= posting.released.get(counter.key, 0)
+        for key, amount in posting.released.items():
+            session.execute(
+                update(GrantRow)
+                .where(GrantRow.counter_key == key, GrantRow.spender_id == spender_id)
+                .values(amount=GrantRow.amount - amount)
+            )
+
+
+def _journaled(cap: Cap, window: Window) -> Select[int]:
+    """Return what the journal says of a cap's window, in the cap's units."""
+    tokens = JournalRow.input_tokens + JournalRow.output_tokens + JournalRow.training_tokens
+    amount = JournalRow.amount if cap.metric is Metric.MONTHLY_BUDGET else tokens
+    query = select(func.coalesce(func.sum(type_coerce(amount, BigInteger)), 0)).where(
+        JournalRow.at >= window.start, JournalRow.at < (window.end or 0)
+    )
+    for part in cap.subject.split("/", 1):
+        kind, _, value = part.partition(":")
+        query = query.where(_COLUMNS[kind] == value)
+    return query
+
+
+def _journaled_by(entry: Entry) -> Iterable[tuple[str, int]]:
+    """Yield the counters that an entry counts in, were they all there, with how much."""
+    amounts = {
+        Metric.TOKENS_PER_DAY: entry.num_tokens,
+        Metric.MONTHLY_BUDGET: to_nanos(entry.amount),
+    }
+    subjects = subjects_of(
+        organization_id=entry.payer.organization_id,
+        project_id=entry.payer.project_id,
+        key_id=entry.payer.key_id,
+        model=entry.model_id,
+    )
+    for metric, amount in amounts.items():
+        label = window_label(metric, entry.at)
+        for subject in subjects:
+            yield counter_key(metric, subject, label), amount
+
+
+def _row_of(entry: Entry) -> dict[str, Any]:
+    values = msgspec.structs.asdict(entry)
+    del values["payer"]
+    values["exactness"] = entry.exactness.value
+    return values | msgspec.structs.asdict(entry.payer)

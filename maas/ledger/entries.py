@@ -1,0 +1,84 @@
+"""What is written about use: reservations before dispatch, entries once it is over."""
+
+from decimal import Decimal
+from enum import StrEnum
+
+import msgspec
+
+
+class Exactness(StrEnum):
+    """How an amount is known: from the engine's own count, or from what was seen to go out."""
+
+    EXACT = "exact"
+    ESTIMATED = "estimated"
+
+
+class Payer(msgspec.Struct, frozen=True, array_like=True):
+    """On whose account."""
+
+    organization_id: str
+    project_id: str
+    key_id: str
+
+
+class Opened(msgspec.Struct, frozen=True, tag="open", array_like=True):
+    """A reservation was made; its request may be sent.
+
+    Attributes:
+        at: Epoch seconds of the admission: it decides the window and the off-peak factor.
+        input_tokens: Estimate, for the case that nobody ever says more.
+    """
+
+    id: str
+    at: float
+    payer: Payer
+    request_id: str
+    endpoint: str
+    model_id: str
+    tier: str
+    price_id: str
+    input_tokens: int
+
+
+class Progressed(msgspec.Struct, frozen=True, tag="progress", array_like=True):
+    """So much was delivered by now."""
+
+    id: str
+    output_tokens: int
+
+
+class Dropped(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+    """Nothing was delivered and nothing is charged."""
+
+    id: str
+
+
+class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
+    """A charge, as the journal keeps it."""
+
+    id: str
+    at: float
+    payer: Payer
+    request_id: str
+    endpoint: str
+    model_id: str
+    tier: str
+    price_id: str
+    currency: str
+    amount: Decimal
+    exactness: Exactness
+    num_requests: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    training_tokens: int = 0
+    gpu_milliseconds: int = 0
+    storage_mib_hours: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that count against limits."""
+        return self.input_tokens + self.output_tokens + self.training_tokens
+
+
+Record = Opened | Progressed | Dropped | Entry

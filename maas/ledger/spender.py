@@ -1,0 +1,465 @@
+"""A gateway's purse: slices of caps leased from the store and spent in memory.
+
+A request reserves the most it can use of every cap it counts against, all or nothing, and settles
+what it did use. Both are arithmetic on numbers held here; the store is asked only when a slice
+runs low, by one task for all who wait. What is settled goes to the write-ahead log at once and to
+the journal twice a second.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from maas.core.clock import Clock
+from maas.core.errors import BudgetExceeded, Conflict, LimitExceeded, MaasError, Unavailable
+from maas.ledger.books import Books, Posting, Want
+from maas.ledger.caps import Cap, Metric
+from maas.ledger.entries import Dropped, Entry, Exactness, Opened, Progressed
+from maas.ledger.prices import Price, Quantity
+from maas.ledger.wal import Position, WriteAheadLog
+from maas.store.money import to_nanos
+
+log = logging.getLogger(__name__)
+
+FLUSH_EVERY_S = 0.5
+IDLE_S = 1.0
+_ASK_AGAIN_S = 0.25
+_CONCURRENCY_RETRY_S = 1.0
+
+
+def _nothing() -> int:
+    return 0
+
+
+class Slice:
+    """What this gateway holds of one counter.
+
+    Attributes:
+        free: To be reserved.
+        held: Reserved by open requests.
+        spent: Used up and not yet posted.
+        overdrawn: Used beyond what was reserved and free, and not yet posted.
+        low: Below this it is time to ask for more.
+        remaining: Held by nobody, when the store was last asked.
+        leased: Held by all gateways, when the store was last asked.
+    """
+
+    __slots__ = (
+        "cap",
+        "free",
+        "held",
+        "leased",
+        "low",
+        "overdrawn",
+        "remaining",
+        "spent",
+        "used_at",
+        "window",
+    )
+
+    def __init__(self, cap: Cap, now: float) -> None:
+        self.cap = cap
+        self.window = cap.window(now)
+        self.free = self.held = self.spent = self.overdrawn = self.low = 0
+        self.remaining = self.leased = 0
+        self.used_at = now
+
+    @property
+    def may_come_back(self) -> int:
+        """Reserved somewhere, and maybe not used in the end."""
+        return max(self.leased - self.free - self.spent, self.held)
+
+    def has_ended(self, now: float) -> bool:
+        """Say whether its window is over."""
+        return self.window.end is not None and now >= self.window.end
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The most that one request can use of one cap."""
+
+    slice: Slice
+    amount: int
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What an admitted request holds until it is settled or dropped.
+
+    Attributes:
+        count_delivered: Says how many tokens were seen to go out by now.
+        num_logged: Those the log has.
+    """
+
+    opened: Opened
+    price: Price
+    demands: Sequence[Demand]
+    count_delivered: Callable[[], int] = _nothing
+    num_logged: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A posting under way; tried again as it is until the store has it."""
+
+    posting: Posting
+    since: Position
+    until: Position
+
+
+class Spender:
+    """Admits and settles requests. Lives on one event loop.
+
+    Args:
+        books: The ledger in the store.
+        wal: This spender's log.
+        clock: For windows.
+        wait_s: How long a request waits for budget that others hold and may not use.
+    """
+
+    def __init__(
+        self, books: Books, wal: WriteAheadLog, clock: Clock, *, wait_s: float = 10.0
+    ) -> None:
+        self.id = wal.spender_id
+        self._books = books
+        self._wal = wal
+        self._clock = clock
+        self._wait_s = wait_s
+        self._slices: dict[Cap, Slice] = {}
+        self._retired: list[Slice] = []
+        self._open: dict[str, Reservation] = {}
+        self._entries: list[Entry] = []
+        self._posted = wal.position
+        self._batch: _Batch | None = None
+        self._wanted: dict[Slice, list[int]] = {}
+        self._is_wanted = asyncio.Event()
+        self._asking: list[asyncio.Future[None]] = []
+        self._watching: list[asyncio.Future[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Register with the store and begin to post."""
+        await asyncio.to_thread(self._books.open, self.id)
+        self._tasks = [asyncio.create_task(self._refill()), asyncio.create_task(self._run())]
+
+    async def stop(self) -> None:
+        """Post everything and give everything back; what is open stays in the log."""
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            return
+        self._is_closed = True
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        has_posted = await self.flush(is_last=True) and not self._open
+        if has_posted:
+            try:
+                await asyncio.to_thread(self._books.close, self.id, [])
+            except MaasError as error:
+                log.error("grants are left to be recovered: %s", error.message)
+                has_posted = False
+        self._wal.close(delete=has_posted)
+
+    def demand(self, cap: Cap, *, num_tokens: int, nanos: int) -> Demand:
+        """Return what a request of this size asks of a cap, in this moment's window."""
+        now = self._clock.now()
+        piece = self._slices.get(cap)
+        if piece is None or piece.has_ended(now):
+            if piece is not None:
+                self._retired.append(piece)
+            piece = self._slices[cap] = Slice(cap, now)
+        return Demand(piece, _amount(cap.metric, num_tokens, nanos))
+
+    async def reserve(
+        self,
+        opened: Opened,
+        price: Price,
+        demands: Sequence[Demand],
+        *,
+        is_patient: bool = True,
+    ) -> Reservation:
+        """Reserve all demands, or none; the request may be sent once this returns.
+
+        Args:
+            opened: What the log says of it.
+            price: What it will cost.
+            demands: What it may use.
+            is_patient: Whether to wait for budget that is held and may come back.
+
+        Raises:
+            LimitExceeded: One cannot be had; the message names the limit.
+            Unavailable: The store must be asked and does not answer, or the log cannot be written.
+        """
+        if self._is_closed:
+            raise Unavailable("the ledger of this gateway is closed")
+        if not self._take(demands):
+            await self._wait_for(demands, self._wait_s if is_patient else 0.0)
+        reservation = Reservation(opened, price, demands)
+        try:
+            self._wal.append(opened)
+        except BaseException:
+            self._free(demands, num_requests=0, num_tokens=0, nanos=0)
+            raise
+        self._open[opened.id] = reservation
+        return reservation
+
+    def settle(self, reservation: Reservation, quantity: Quantity, exactness: Exactness) -> Entry:
+        """Charge what was delivered and let go of the rest.
+
+        Raises:
+            DiskFull: The log cannot be written. The charge is kept and will be posted.
+        """
+        opened, price = reservation.opened, reservation.price
+        amount = price.cost(quantity, opened.at)
+        entry = entry_of(opened, price, quantity, amount=amount, exactness=exactness)
+        if self._open.pop(opened.id, None) is None:
+            raise Conflict(f"{opened.id} was settled before")
+        self._entries.append(entry)
+        self._free(
+            reservation.demands,
+            num_requests=quantity.num_requests,
+            num_tokens=quantity.num_tokens,
+            nanos=to_nanos(amount),
+        )
+        self._wal.append(entry)
+        return entry
+
+    def drop(self, reservation: Reservation) -> None:
+        """Let go of everything: nothing was delivered."""
+        if self._open.pop(reservation.opened.id, None) is not None:
+            self._free(reservation.demands, num_requests=0, num_tokens=0, nanos=0)
+            self._wal.append(Dropped(reservation.opened.id))
+
+    async def flush(self, *, is_last: bool = False) -> bool:
+        """Post what was settled since the last time; say whether everything is posted.
+
+        Args:
+            is_last: Give everything back, not only what is idle.
+        """
+        try:
+            if self._batch is not None:
+                await self._post(self._batch)
+            for reservation in self._open.values():
+                num_delivered = reservation.count_delivered()
+                if num_delivered > reservation.num_logged:
+                    reservation.num_logged = num_delivered
+                    self._wal.append(Progressed(reservation.opened.id, reservation.num_logged))
+            if self._wal.is_long:
+                self._wal.rotate([reservation.opened for reservation in self._open.values()])
+                for reservation in self._open.values():
+                    reservation.num_logged = 0
+            batch = self._next_batch(is_last=is_last)
+            if batch is not None:
+                await self._post(batch)
+        except Conflict as error:
+            self._is_closed = True
+            log.critical("nothing more is admitted here: %s", error.message)
+        except MaasError as error:
+            log.error("charges wait in the log: %s", error.message)
+        return self._batch is None and not self._entries
+
+    def _next_batch(self, *, is_last: bool) -> _Batch | None:
+        used: dict[str, int] = {}
+        released: dict[str, int] = {}
+        now = self._clock.now()
+        for piece in [*self._slices.values(), *self._retired]:
+            is_idle = is_last or now - piece.used_at > IDLE_S or piece.has_ended(now)
+            _collect(piece, used, released, gives_back=is_idle)
+        self._retired = [piece for piece in self._retired if piece.held]
+        for cap in [cap for cap, piece in self._slices.items() if _is_forgotten(piece, now)]:
+            del self._slices[cap]
+        entries, self._entries = self._entries, []
+        if not (entries or used or released):
+            return None
+        # No await since the entries were taken: they are all before this position.
+        self._batch = _Batch(Posting(entries, used, released), self._posted, self._wal.position)
+        return self._batch
+
+    async def _post(self, batch: _Batch) -> None:
+        await asyncio.to_thread(
+            self._books.post, self.id, batch.posting, since=batch.since, until=batch.until
+        )
+        self._posted, self._batch = batch.until, None
+        self._wal.forget_before(batch.until)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            await self.flush()
+
+    def _take(self, demands: Sequence[Demand]) -> bool:
+        for demand in demands:
+            if demand.slice.free < demand.amount:
+                return False
+        for demand in demands:
+            piece = demand.slice
+            piece.free -= demand.amount
+            piece.held += demand.amount
+            piece.used_at = self._clock.now()
+            if piece.free < piece.low and piece.remaining:
+                piece.low = 0  # asked once
+                self._want(piece, 1)
+        return True
+
+    def _free(
+        self, demands: Sequence[Demand], *, num_requests: int, num_tokens: int, nanos: int
+    ) -> None:
+        for demand in demands:
+            piece, reserved = demand.slice, demand.amount
+            metric = piece.cap.metric
+            if metric is Metric.CONCURRENT_REQUESTS:
+                actual = 0
+            elif metric is Metric.REQUESTS_PER_MINUTE:
+                actual = num_requests
+            else:
+                actual = _amount(metric, num_tokens, nanos)
+            piece.held -= reserved
+            piece.free += reserved
+            covered = min(actual, piece.free)
+            piece.free -= covered
+            piece.spent += covered
+            piece.overdrawn += actual - covered
+        self._wake(self._watching)
+
+    async def _wait_for(self, demands: Sequence[Demand], wait_s: float) -> None:
+        """Wait until all demands are reserved.
+
+        Raises:
+            LimitExceeded: One of them will not be had.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            await self._ask(demands)
+            if self._take(demands):
+                return
+            for demand in demands:
+                if not _may_be_had(demand) or loop.time() >= deadline:
+                    raise self._refusal(demand)
+            # Budget may come back here, or from another gateway: that one is asked about.
+            changed = loop.create_future()
+            self._watching.append(changed)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ASK_AGAIN_S):
+                    await changed
+
+    async def _ask(self, demands: Sequence[Demand]) -> None:
+        for demand in demands:
+            short = demand.amount - demand.slice.free
+            if short > 0:
+                self._want(demand.slice, short)
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asking.append(answered)
+        self._is_wanted.set()
+        await answered
+
+    def _want(self, piece: Slice, short: int) -> None:
+        self._wanted.setdefault(piece, []).append(short)
+        self._is_wanted.set()
+
+    async def _refill(self) -> None:
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            wanted, self._wanted = self._wanted, {}
+            asking, self._asking = self._asking, []
+            wants = [
+                Want(piece.cap, piece.window, need=min(shorts), wish=sum(shorts))
+                for piece, shorts in wanted.items()
+            ]
+            try:
+                granted = await asyncio.to_thread(self._books.grant, self.id, wants)
+            except MaasError as error:
+                log.error("no grant can be had: %s", error.message)
+                for waiter in asking:
+                    if not waiter.done():
+                        waiter.set_exception(Unavailable("limits cannot be checked just now"))
+                continue
+            for piece in wanted:
+                answer = granted[piece.window.key]
+                piece.free += answer.amount
+                piece.low = answer.amount // 4
+                piece.remaining, piece.leased = answer.remaining, answer.leased
+                if piece.has_ended(self._clock.now()):
+                    self._retired.append(piece)
+            self._wake(asking)
+
+    @staticmethod
+    def _wake(waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        waiters.clear()
+
+    def _refusal(self, demand: Demand) -> LimitExceeded:
+        cap, window = demand.slice.cap, demand.slice.window
+        kind = BudgetExceeded if cap.metric is Metric.MONTHLY_BUDGET else LimitExceeded
+        pause = _CONCURRENCY_RETRY_S if window.end is None else window.end - self._clock.now()
+        name = cap.name or f"{cap.metric.value} of {cap.subject}"
+        return kind(f"the limit {name} is reached", retry_after_s=max(pause, 0.001), limit=name)
+
+
+def entry_of(
+    opened: Opened, price: Price, quantity: Quantity, *, amount: Decimal, exactness: Exactness
+) -> Entry:
+    """Return the charge for a quantity used under a reservation."""
+    return Entry(
+        id=opened.id,
+        at=opened.at,
+        payer=opened.payer,
+        request_id=opened.request_id,
+        endpoint=opened.endpoint,
+        model_id=opened.model_id,
+        tier=opened.tier,
+        price_id=price.id,
+        currency=price.currency,
+        amount=amount,
+        exactness=exactness,
+        num_requests=quantity.num_requests,
+        input_tokens=quantity.input_tokens,
+        cached_tokens=quantity.cached_tokens,
+        output_tokens=quantity.output_tokens,
+        training_tokens=quantity.training_tokens,
+        gpu_milliseconds=quantity.gpu_milliseconds,
+        storage_mib_hours=quantity.storage_mib_hours,
+    )
+
+
+def _collect(
+    piece: Slice, used: dict[str, int], released: dict[str, int], *, gives_back: bool
+) -> None:
+    """Take off a slice what is spent, and what is free where it is given back."""
+    key, over = piece.window.key, piece.spent + piece.overdrawn
+    given = piece.free if gives_back else 0
+    if not piece.cap.metric.is_journaled and over:
+        used[key] = used.get(key, 0) + over
+    if piece.spent + given:
+        released[key] = released.get(key, 0) + piece.spent + given
+    piece.free -= given
+    piece.spent = piece.overdrawn = 0
+
+
+def _amount(metric: Metric, num_tokens: int, nanos: int) -> int:
+    if metric is Metric.MONTHLY_BUDGET:
+        return nanos
+    is_tokens = metric in {Metric.TOKENS_PER_MINUTE, Metric.TOKENS_PER_DAY}
+    return num_tokens if is_tokens else 1
+
+
+def _may_be_had(demand: Demand) -> bool:
+    """Say whether waiting makes sense: only budget is worth it, as it comes back in seconds."""
+    piece = demand.slice
+    if demand.amount <= piece.free:
+        return True
+    if piece.cap.metric is not Metric.MONTHLY_BUDGET:
+        return demand.amount <= piece.free + piece.remaining
+    return demand.amount <= piece.free + piece.remaining + piece.may_come_back
+
+
+def _is_forgotten(piece: Slice, now: float) -> bool:
+    return not (piece.held or piece.free or piece.spent) and now - piece.used_at > 60 * IDLE_S

@@ -1,0 +1,108 @@
+"""What was used and what it cost, read from the journal in buckets of time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from sqlalchemy import BigInteger, RowMapping, cast, func, literal, select, type_coerce
+from sqlalchemy.orm import Session
+
+from maas.store.database import Database
+from maas.store.ledger_tables import JournalRow
+from maas.store.money import from_nanos
+
+WIDTHS = {"1m": 60, "1h": 3600, "1d": 86_400}
+COUNTS = (
+    "num_requests",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "training_tokens",
+    "gpu_milliseconds",
+    "storage_mib_hours",
+)
+GROUPS = {
+    "organization_id": JournalRow.organization_id,
+    "project_id": JournalRow.project_id,
+    "api_key_id": JournalRow.key_id,
+    "model": JournalRow.model_id,
+    "endpoint": JournalRow.endpoint,
+    "service_tier": JournalRow.tier,
+    "exactness": JournalRow.exactness,
+}
+
+
+@dataclass(frozen=True)
+class UsageQuery:
+    """What is asked.
+
+    Attributes:
+        start: Epoch seconds, inclusive.
+        end: Epoch seconds, exclusive.
+        width_s: Of a bucket; buckets begin at multiples of it.
+        where: Only these values of a column, by name in ``GROUPS``.
+        group_by: Names in ``GROUPS``.
+    """
+
+    start: float
+    end: float
+    width_s: int = 86_400
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    group_by: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """Sums over one group in one bucket.
+
+    Attributes:
+        start: Of the bucket, epoch seconds.
+        groups: Values of the columns grouped by.
+        counts: Sums by name in ``COUNTS``.
+    """
+
+    start: int
+    groups: Mapping[str, str]
+    counts: Mapping[str, int]
+    amount: Decimal
+    currency: str
+
+
+class UsageReader:
+    """Reads the journal."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read(self, query: UsageQuery) -> list[UsageRow]:
+        """Return sums by bucket and group, oldest bucket first."""
+        with self._database.read() as session:
+            return _read(session, query)
+
+
+def _read(session: Session, query: UsageQuery) -> list[UsageRow]:
+    width = literal(query.width_s)
+    at = cast(func.floor(JournalRow.at / width), BigInteger)
+    bucket = (at * width).label("bucket")
+    groups = [GROUPS[name].label(name) for name in query.group_by]
+    sums = [func.sum(getattr(JournalRow, name)).label(name) for name in COUNTS]
+    amount = func.sum(type_coerce(JournalRow.amount, BigInteger)).label("amount")
+    statement = (
+        select(bucket, *groups, *sums, amount, JournalRow.currency)
+        .where(JournalRow.at >= query.start, JournalRow.at < query.end)
+        .group_by(bucket, *groups, JournalRow.currency)
+        .order_by(bucket, *groups)
+    )
+    for name, values in query.where.items():
+        statement = statement.where(GROUPS[name].in_(values))
+    return [_row_of(row, query) for row in session.execute(statement).mappings()]
+
+
+def _row_of(row: RowMapping, query: UsageQuery) -> UsageRow:
+    return UsageRow(
+        start=int(row["bucket"]),
+        groups={name: row[name] for name in query.group_by},
+        counts={name: int(row[name]) for name in COUNTS},
+        amount=from_nanos(int(row["amount"])),
+        currency=row["currency"],
+    )

@@ -1,0 +1,173 @@
+"""The ledger as a machine driven at random: reserve, settle, post, kill, recover, in any order."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from sqlalchemy import func, select
+
+from maas.core.errors import LimitExceeded
+from maas.core.ids import new_id
+from maas.ledger.books import Books
+from maas.ledger.caps import Cap, Metric
+from maas.ledger.entries import Exactness, Opened, Payer
+from maas.ledger.prices import Price, Quantity, Rates
+from maas.ledger.recovery import recover
+from maas.ledger.spender import Spender
+from maas.ledger.wal import WriteAheadLog
+from maas.store.database import Database
+from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
+from maas.store.money import from_nanos, to_nanos
+from tests.conftest import MovableClock
+
+PAYER = Payer("org-1", "proj-1", "key-1")
+PRICE = Price("price-1", "m", "default", "USD", Rates(Decimal(1000), Decimal(1000), Decimal(1000)))
+BUDGET = Decimal("0.5")
+CAPS = (
+    Cap(Metric.MONTHLY_BUDGET, "project:proj-1", to_nanos(BUDGET)),
+    Cap(Metric.TOKENS_PER_DAY, "key:key-1", 700),
+    Cap(Metric.REQUESTS_PER_MINUTE, "organization:org-1", 9),
+    Cap(Metric.CONCURRENT_REQUESTS, "model:m", 4),
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two or more spenders over one store; what was settled must be in the journal in the end."""
+
+    spenders = Bundle("spenders")
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.database = Database(f"sqlite:///{self.folder / 'maas.db'}")
+        self.database.migrate()
+        self.clock = MovableClock()
+        self.books = Books(self.database, self.clock)
+        self.runner = asyncio.Runner()
+        self.alive: set[Spender] = set()
+        self.settled: dict[str, Decimal] = {}
+        self.dropped: set[str] = set()
+
+    def teardown(self) -> None:
+        for spender in list(self.alive):
+            self.runner.run(spender.stop())
+        self.recover()
+        with self.database.read() as session:
+            journal = dict(session.execute(select(JournalRow.id, JournalRow.amount)).all())
+            leased = session.scalars(select(CounterRow.leased)).all()
+        assert self.settled.items() <= journal.items()
+        assert self.dropped.isdisjoint(journal)
+        assert set(leased) <= {0}
+        self.runner.close()
+        self.database.close()
+        shutil.rmtree(self.folder)
+
+    @rule(target=spenders)
+    def open(self) -> Spender:
+        spender = Spender(
+            self.books,
+            WriteAheadLog(self.folder / "wal", new_id("spender")),
+            self.clock,
+            wait_s=0.0,
+        )
+        self.runner.run(spender.start())
+        self.alive.add(spender)
+        return spender
+
+    @rule(target=held, spender=spenders, input_tokens=st.integers(1, 60), most=st.integers(1, 200))
+    def reserve(self, spender: Spender, input_tokens: int, most: int):
+        if spender not in self.alive:
+            return multiple()
+        now = self.clock.now()
+        opened = Opened(
+            new_id("res"), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
+            input_tokens,
+        )  # fmt: skip
+        cost = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=most, at=now)
+        demands = [
+            spender.demand(cap, num_tokens=input_tokens + most, nanos=to_nanos(cost))
+            for cap in CAPS
+        ]
+        try:
+            reservation = self.runner.run(spender.reserve(opened, PRICE, demands))
+        except LimitExceeded:
+            return multiple()
+        return (spender, reservation, input_tokens, most)
+
+    @rule(what=consumes(held), share=st.floats(0, 1))
+    def settle(self, what, share: float) -> None:
+        spender, reservation, input_tokens, most = what
+        if spender in self.alive:
+            quantity = Quantity(1, input_tokens=input_tokens, output_tokens=int(most * share))
+            entry = spender.settle(reservation, quantity, Exactness.EXACT)
+            self.settled[entry.id] = entry.amount
+
+    @rule(what=consumes(held))
+    def drop(self, what) -> None:
+        spender, reservation, *_ = what
+        if spender in self.alive:
+            spender.drop(reservation)
+            self.dropped.add(reservation.opened.id)
+
+    @rule(spender=spenders)
+    def post(self, spender: Spender) -> None:
+        if spender in self.alive:
+            self.runner.run(spender.flush())
+
+    @rule(spender=consumes(spenders))
+    def kill(self, spender: Spender) -> None:
+        if spender in self.alive:
+            self.alive.remove(spender)
+            for task in spender._tasks:
+                task.cancel()
+            # What the kernel does for a killed process: its files are closed, its lock is free.
+            spender._wal.close(delete=False)
+
+    @rule()
+    def recover(self) -> None:
+        recover(self.folder / "wal", self.books, lambda _: PRICE)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 61.0, 86_400.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def no_cap_is_passed_and_the_journal_is_what_is_used(self) -> None:
+        caps = {(cap.metric.value, cap.subject): cap.amount for cap in CAPS}
+        with self.database.read() as session:
+            counters = session.scalars(select(CounterRow)).all()
+            granted = dict(
+                session.execute(
+                    select(GrantRow.counter_key, func.sum(GrantRow.amount)).group_by(
+                        GrantRow.counter_key
+                    )
+                ).all()
+            )
+            journal = session.scalars(select(JournalRow)).all()
+        for counter in counters:
+            metric, _label, subject = counter.key.split("/", 2)
+            assert counter.used + counter.leased <= caps[metric, subject]
+            assert counter.leased == granted.get(counter.key, 0)
+            window = CAPS[[c.metric.value for c in CAPS].index(metric)].window
+            rows = [row for row in journal if window(row.at).key == counter.key]
+            if metric == Metric.MONTHLY_BUDGET.value:
+                assert from_nanos(counter.used) == sum((row.amount for row in rows), Decimal(0))
+            if metric == Metric.TOKENS_PER_DAY.value:
+                assert counter.used == sum(row.input_tokens + row.output_tokens for row in rows)
+
+
+with contextlib.suppress(AttributeError):
+    TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,186 @@
+"""Admission: all or nothing, never past a cap, whoever races."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import func, select
+
+from maas.core.errors import BudgetExceeded, LimitExceeded
+from maas.ledger.caps import Cap, Metric
+from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
+from maas.store.money import to_nanos
+
+PROJECT = "project:proj-1"
+RPM = Cap(Metric.REQUESTS_PER_MINUTE, PROJECT, 5)
+TPM = Cap(Metric.TOKENS_PER_MINUTE, PROJECT, 100)
+CONCURRENT = Cap(Metric.CONCURRENT_REQUESTS, PROJECT, 2)
+PER_DAY = Cap(Metric.TOKENS_PER_DAY, PROJECT, 100)
+
+
+def budget(amount: str) -> Cap:
+    return Cap(Metric.MONTHLY_BUDGET, PROJECT, to_nanos(Decimal(amount)))
+
+
+def _counter(database, metric: Metric) -> tuple[int, int]:
+    with database.read() as session:
+        row = session.scalars(
+            select(CounterRow).where(CounterRow.key.startswith(metric.value))
+        ).one()
+        return row.used, row.leased
+
+
+def _spent(database) -> Decimal:
+    with database.read() as session:
+        return session.scalar(select(func.sum(JournalRow.amount))) or Decimal(0)
+
+
+async def test_a_request_is_admitted_and_charged_once(desks, database):
+    desk = await desks(budget("1"))
+    reservation = await desk.ask()
+    entry = desk.finish(reservation, output_tokens=5)
+    assert entry.amount == Decimal("0.015")
+    await desk.spender.flush()
+    await desk.spender.flush()
+    assert _spent(database) == Decimal("0.015")
+    assert _counter(database, Metric.MONTHLY_BUDGET)[0] == to_nanos(Decimal("0.015"))
+
+
+async def test_requests_a_minute_hold_and_come_back_with_the_next_minute(desks, clock):
+    desk = await desks(RPM)
+    for _ in range(5):
+        desk.finish(await desk.ask())
+    with pytest.raises(LimitExceeded, match="requests_per_minute of project:proj-1") as refused:
+        await desk.ask()
+    assert 0 < refused.value.context["retry_after_s"] <= 60
+    clock.advance(60)
+    await desk.ask()
+
+
+async def test_a_refused_request_takes_nothing_of_any_limit(desks, database):
+    desk = await desks(RPM, PER_DAY)
+    for _ in range(3):
+        with pytest.raises(LimitExceeded, match="tokens_per_day"):
+            await desk.ask(output_tokens=1000)
+    for _ in range(5):
+        desk.finish(
+            await desk.ask(input_tokens=1, output_tokens=1), input_tokens=1, output_tokens=1
+        )
+    await desk.spender.flush(is_last=True)
+    assert _counter(database, Metric.REQUESTS_PER_MINUTE) == (5, 0)
+    assert _counter(database, Metric.TOKENS_PER_DAY) == (10, 0)
+
+
+async def test_tokens_that_were_reserved_and_not_used_come_back(desks):
+    desk = await desks(TPM)
+    desk.finish(await desk.ask(output_tokens=90), output_tokens=10)
+    desk.finish(await desk.ask(output_tokens=70), output_tokens=70)
+    with pytest.raises(LimitExceeded):
+        await desk.ask(output_tokens=1)
+
+
+async def test_a_dropped_request_costs_nothing(desks, database):
+    desk = await desks(RPM, budget("1"))
+    for _ in range(20):
+        desk.spender.drop(await desk.ask())
+    await desk.spender.flush(is_last=True)
+    assert _counter(database, Metric.REQUESTS_PER_MINUTE) == (0, 0)
+    assert _spent(database) == 0
+
+
+async def test_open_requests_are_bounded(desks):
+    desk = await desks(CONCURRENT)
+    first, _ = await desk.ask(), await desk.ask()
+    with pytest.raises(LimitExceeded, match="concurrent_requests"):
+        await desk.ask()
+    desk.finish(first)
+    await desk.ask()
+
+
+async def test_racing_requests_stop_at_the_budget_exactly(desks, database):
+    desk = await desks(budget("2"), wait_s=5)  # a hundred requests of 0.02
+
+    async def race() -> bool:
+        try:
+            reservation = await desk.ask()
+        except BudgetExceeded:
+            return False
+        await asyncio.sleep(0.001)
+        desk.finish(reservation)
+        return True
+
+    won = await asyncio.gather(*(race() for _ in range(1000)))
+    assert sum(won) == 100
+    await desk.spender.flush(is_last=True)
+    assert _spent(database) == 2
+    assert _counter(database, Metric.MONTHLY_BUDGET) == (to_nanos(Decimal(2)), 0)
+
+
+async def test_racing_requests_that_use_less_than_they_reserve_go_on(desks, database):
+    desk = await desks(budget("2"), wait_s=5)
+
+    async def race() -> bool:
+        try:
+            reservation = await desk.ask(output_tokens=90)  # reserves 0.1, uses 0.02
+        except BudgetExceeded:
+            return False
+        await asyncio.sleep(0.001)
+        desk.finish(reservation)
+        return True
+
+    won = await asyncio.gather(*(race() for _ in range(1000)))
+    assert 95 < sum(won) <= 100
+    await desk.spender.flush()
+    assert _spent(database) == sum(won) * Decimal("0.02")
+
+
+async def test_two_gateways_hold_a_cap_in_total(desks, database):
+    one = await desks(budget("2"), name="gw-1", wait_s=5)
+    two = await desks(budget("2"), name="gw-2", wait_s=5)
+
+    async def race(desk) -> bool:
+        try:
+            reservation = await desk.ask()
+        except BudgetExceeded:
+            return False
+        await asyncio.sleep(0.001)
+        desk.finish(reservation)
+        return True
+
+    won = await asyncio.gather(*(race(desk) for _ in range(300) for desk in (one, two)))
+    assert sum(won) == 100
+    for desk in (one, two):
+        await desk.spender.flush(is_last=True)
+    assert _spent(database) == 2
+
+
+async def test_what_was_used_before_there_was_a_cap_counts(desks):
+    free = await desks(name="gw-1")
+    free.finish(await free.ask(), output_tokens=70)
+    await free.spender.flush()
+    capped = await desks(PER_DAY, name="gw-2")
+    await capped.ask(output_tokens=10)
+    with pytest.raises(LimitExceeded):
+        await capped.ask(output_tokens=10)
+
+
+async def test_what_others_use_uncapped_counts_from_then_on(desks):
+    capped = await desks(PER_DAY, name="gw-1")
+    capped.finish(await capped.ask())
+    await capped.spender.flush(is_last=True)
+    free = await desks(name="gw-2")
+    free.finish(await free.ask(), output_tokens=90)
+    await free.spender.flush()
+    # What was granted before may be spent still: a slice of a quarter, one request.
+    asked = [capped.ask(output_tokens=10) for _ in range(2)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert any(isinstance(answer, LimitExceeded) for answer in answers)
+
+
+async def test_nothing_is_held_once_all_is_quiet(desks, database):
+    desk = await desks(RPM, TPM, CONCURRENT, PER_DAY, budget("9"))
+    desk.finish(await desk.ask())
+    await desk.spender.stop()
+    with database.read() as session:
+        assert session.scalars(select(CounterRow.leased)).all() == [0] * 5
+        assert session.scalars(select(GrantRow.amount).where(GrantRow.amount > 0)).all() == []
