@@ -1,4 +1,4 @@
-"""Changes of the control plane: their bodies read within limits, one at a time, each once.
+"""In front of the control plane: request ids; changes one at a time, each of them once.
 
 With an ``Idempotency-Key`` a POST happens once: what it does and its answer are written in one
 transaction, so that a crash leaves both or neither, and a repeated request gets the first answer.
@@ -38,6 +38,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 # Of an answer's headers, those that are part of it and not of one delivery.
 _KEPT = ("content-type",)
+_REQUEST_ID = b"x-request-id"
 
 
 @dataclass
@@ -65,6 +66,20 @@ class _Answer:
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
         await send(start)
         await send({"type": "http.response.body", "body": b"".join(self.parts)})
+
+
+def _named(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """Give a request one id, for its answer, for the log and for the audit log."""
+    request_id = request_id_of(scope).encode("ascii")
+    others = [pair for pair in scope["headers"] if pair[0] != _REQUEST_ID]
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [pair for pair in message.get("headers", ()) if pair[0] != _REQUEST_ID]
+            message = {**message, "headers": [*headers, (_REQUEST_ID, request_id)]}
+        await send(message)
+
+    return {**scope, "headers": [*others, (_REQUEST_ID, request_id)]}, send_named
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,11 @@ class ControlWrites:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http" or scope["method"] in _READING:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope, send = _named(scope, send)
+        if scope["method"] in _READING:
             await self._app(scope, receive, send)
             return
         try:
@@ -148,7 +167,9 @@ class ControlWrites:
                 param="Idempotency-Key",
             )
         key = self._relay.identify(scope).key
-        asked = scope.get("query_string", b"") + b"\0" + body
+        asked = b"\0".join(
+            (scope.get("query_string", b""), header(scope, b"openai-organization"), body)
+        )
         return IdempotentRequest(
             project_id=key.project_id,
             key=given,
@@ -176,7 +197,7 @@ class ControlWrites:
         now = self._clock.now()
         stored = await self._run(lambda: find_answer(session, request, now))
         if stored is not None:
-            return self._replayed(stored, request_id_of(scope))
+            return self._replayed(stored)
         with joining(session):
             answer = await self._ask(scope, body)
         # What was refused has done nothing, and may be mended and sent again.
@@ -216,12 +237,11 @@ class ControlWrites:
         keep_answer(session, request, StoredAnswer(answer.status, headers, sealed), now)
         session.commit()
 
-    def _replayed(self, stored: StoredAnswer, request_id: str) -> _Answer:
+    def _replayed(self, stored: StoredAnswer) -> _Answer:
         body = self._sealing.open(stored.body.decode()).encode()
         headers = {
             **stored.headers,
             "content-length": str(len(body)),
-            "x-request-id": request_id,
             "idempotent-replayed": "true",
         }
         return _Answer(

@@ -109,15 +109,26 @@ def record_changes(session: Session, _context: UOWTransaction, _instances: objec
 def refuse_bulk_changes(state: ORMExecuteState) -> None:
     """Refuse statements that would change audited rows past the log.
 
+    A statement that updates nothing but what the log ignores is let through.
+
     Raises:
         RuntimeError: The statement changes an audited table; rows must be loaded and changed.
     """
     mapper = state.bind_mapper
     if mapper is None or state.is_select:
         return
-    audited = getattr(mapper.class_, "__audit__", None)
-    if audited is not None:
-        raise RuntimeError(f"{mapper.class_.__tablename__} is audited: change its rows one by one")
+    row_type: type[Base] = mapper.class_
+    if row_type.__audit__ is None:
+        return
+    if state.is_update and _updated_columns(state.statement) <= row_type.__audit_ignored__:
+        return
+    raise RuntimeError(f"{row_type.__tablename__} is audited: change its rows one by one")
+
+
+def _updated_columns(statement: Any) -> set[str]:
+    """Return the columns that an UPDATE sets by itself; ``*`` where that cannot be known."""
+    values: Mapping[Any, Any] | None = statement._values
+    return {column.key for column in values} if values else {"*"}
 
 
 _Change = tuple[Base, str, dict[str, Any] | None, dict[str, Any] | None]

@@ -9,7 +9,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Text, cast, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -19,6 +19,7 @@ from maas.store.database import Database
 from maas.store.key_terms import KeyTerms
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import ApiKey, LimitScope
+from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import (
     ApiKeyRow,
     LimitRow,
@@ -153,15 +154,16 @@ class KeyRepository:
             window: The part of the list.
             is_admin: Whether those that administer the organisation are wanted, or the others.
         """
+        # As text, which both databases search in the same way.
+        administers = cast(ApiKeyRow.scopes, Text).contains(f'"{ORGANIZATION_SCOPE}"')
         wanted = select(ApiKeyRow).where(
-            ApiKeyRow.project_id == project_id, ApiKeyRow.revoked_at.is_(None)
+            ApiKeyRow.project_id == project_id,
+            ApiKeyRow.revoked_at.is_(None),
+            administers if is_admin else ~administers,
         )
         with self._database.read() as session:
-            # Scopes are JSON, which the two databases search in different ways; admin keys are few.
-            admins = [row.id for row in session.scalars(wanted) if "organization" in row.scopes]
-            kind = ApiKeyRow.id.in_(admins) if is_admin else ApiKeyRow.id.not_in(admins)
             order = (ApiKeyRow.created_at, ApiKeyRow.id)
-            page = read_page(session, wanted.where(kind), order=order, window=window)
+            page = read_page(session, wanted, order=order, window=window)
             return Page(tuple(record_of(row) for row in page.items), page.has_more)
 
     def get(self, key_id: str, *, project_id: str | None = None) -> ApiKey:

@@ -66,6 +66,10 @@ class RunningGateway:
     def wait_seen(self) -> None:
         """Wait until the gateway has read the store anew."""
         time.sleep(0.12)
+        deadline = time.monotonic() + 5
+        while not self.store.leases.are_gateways_current():
+            assert time.monotonic() < deadline, "the gateway does not read the store"
+            time.sleep(0.02)
 
     def chat(self, content: str = "hello", **fields: Any) -> Response:
         body = {"model": "tiny", "messages": [{"role": "user", "content": content}], **fields}
@@ -111,6 +115,7 @@ def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
                 log_config=None,
                 access_log=False,
                 http=GatewayProtocol,
+                proxy_headers=False,
                 timeout_graceful_shutdown=1,
             )
         )

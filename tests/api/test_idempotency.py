@@ -103,7 +103,7 @@ def test_many_changes_with_and_without_keys_do_not_block_each_other(gateway, cli
 
     with ThreadPoolExecutor(60) as pool:
         answers = list(pool.map(make, range(60)))
-    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.status_code for answer in answers} == {200}, {a.text for a in answers}
     assert len(names(gateway, organization.id)) == 61
 
 
@@ -141,7 +141,7 @@ def test_new_key_in_a_kept_answer_cannot_be_read_from_the_store(gateway, client)
     path = "/v1/organization/admin_api_keys"
     first = post(client, {"name": "k"}, path=path).json()
     assert post(client, {"name": "k"}, path=path).json() == first
-    secret = first["value"].rpartition("-")[2].encode()
+    secret = first["value"].split("-", 3)[3].encode()
     with gateway.store.database.read() as session:
         bodies = [row.body for row in session.query(IdempotencyRow)]
     assert bodies

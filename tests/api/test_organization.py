@@ -1,12 +1,16 @@
 """``/v1/organization`` driven by OpenAI's own client: each understands the other."""
 
+import json
 from collections.abc import Iterator
 
 import openai
 import pytest
 from openai import OpenAI
 
-from maas.store.roles import ORGANIZATION_SCOPE
+from maas.store.audit_log import verify_lines
+from maas.store.key_terms import KeyTerms
+from maas.store.records import Role
+from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
 from tests.api.conftest import RunningGateway
 
 
@@ -71,7 +75,7 @@ def test_service_account_comes_with_a_key_that_works_at_once(
     assert answer.choices
     key = organization.projects.api_keys.retrieve(made.api_key.id, project_id=project.id)
     assert key.owner.type == "service_account"
-    assert made.api_key.value.rpartition("-")[2] not in key.redacted_value
+    assert made.api_key.value.split("-", 3)[3] not in key.redacted_value
 
 
 def test_users_get_roles_in_projects(organization, project, admin):
@@ -148,3 +152,53 @@ def test_audit_log_says_who_changed_what(organization, project):
     assert project.id in {item.project_created.id for item in filtered}
     assert {item.type for item in filtered} == {"project.created"}
     assert not organization.audit_logs.list(effective_at={"lt": 1000}).data
+
+
+def test_audit_log_of_one_person_is_that_of_the_person_keys(organization, gateway, admin):
+    tenancy = gateway.store.tenancy
+    acme = tenancy.organizations.find("acme")
+    first = tenancy.projects.default_of(acme.id)
+    user = tenancy.users.create(acme.id, email="eve@example.org", name="Eve", role=Role.OWNER)
+    _, value = gateway.store.keys.create(
+        project_id=first.id, name="eve", terms=KeyTerms(user_id=user.id)
+    )
+    gateway.wait_seen()
+    with OpenAI(base_url=f"{gateway.url}/v1", admin_api_key=value, api_key=value) as eve:
+        made = eve.admin.organization.projects.create(name="eve's")
+    found = organization.audit_logs.list(actor_emails=["eve@example.org"]).data
+    assert [item.project_created.id for item in found] == [made.id]
+    assert found[0].actor.api_key.user.id == user.id
+
+
+def test_request_id_is_the_same_in_answer_and_audit_log(organization, gateway):
+    answer = organization.projects.with_raw_response.create(name="traced")
+    request_id = answer.headers["x-request-id"]
+    newest = organization.audit_logs.list(limit=1).data[0]
+    assert newest.model_extra["request_id"] == request_id
+
+
+def test_export_and_verification_over_the_api(gateway, organization, admin):
+    headers = {"Authorization": f"Bearer {admin.admin_api_key}"}
+    path = "/v1/organization/audit_logs"
+    lines = gateway.client.get(f"{path}/export", headers=headers).text.splitlines()
+    acme = gateway.store.tenancy.organizations.find("acme").id
+    assert lines
+    assert {json.loads(line)["organization_id"] for line in lines} == {acme}
+    verdict = gateway.client.get(f"{path}/verify", headers=headers).json()
+    assert verdict == {"object": "organization.audit_log.verification", "is_whole": True}
+    whole = gateway.client.get(f"{path}/export?everything=true", headers=headers)
+    assert whole.status_code == 403
+
+
+def test_operator_exports_the_whole_log_and_it_verifies(gateway, organization):
+    _, key = gateway.store.keys.create(
+        project_id=gateway.project_id, name="operator", scopes=(ADMIN_SCOPE,)
+    )
+    gateway.wait_seen()
+    headers = {"Authorization": f"Bearer {key}"}
+    path = "/v1/organization/audit_logs"
+    answer = gateway.client.get(f"{path}/export?everything=true", headers=headers)
+    verdict = verify_lines(answer.text.splitlines())
+    seen = gateway.client.get(f"{path}/verify", headers=headers).json()
+    assert verdict.is_whole
+    assert (seen["head_hash"], seen["num_entries"]) == (verdict.head_hash, verdict.num_entries)

@@ -15,7 +15,7 @@ from maas.store.limits import LimitKey
 from maas.store.projects import ProjectChange
 from maas.store.records import DeploymentStatus, LimitScope, Role
 from maas.store.state import ensure_project
-from maas.store.tables import Base
+from maas.store.tables import Base, DeploymentRow
 from maas.store.tenancy import open_tenancy
 from maas.store.tenancy_tables import ApiKeyRow, AuditRow, ProjectRow
 
@@ -134,7 +134,7 @@ def test_neither_secret_nor_digest_nor_salt_is_in_the_log(tenancy, database, clo
     with database.read() as session:
         row = session.scalars(select(ApiKeyRow)).one()
     log = "\n".join(tenancy.audit.export())
-    for hidden in (row.salt, row.digest, full.rpartition("-")[2], "sealed-thing"):
+    for hidden in (row.salt, row.digest, full.split("-", 3)[3], "sealed-thing"):
         assert hidden not in log
 
 
@@ -142,8 +142,10 @@ def test_what_the_controller_observes_is_no_entry(tenancy, database, clock, proj
     deployments = DeploymentRepository(database, clock)
     made = deployments.create(project_id=project_id, model_id="m", engine="vllm", options={})
     before = len(entries(tenancy))
-    deployments.observe(made.id, status=DeploymentStatus.RUNNING, reason=None)
+    deployments.observe(made.id, status=DeploymentStatus.RUNNING, reason=None, seen_failures=0)
     deployments.record_failure(made.id, "it broke")
+    deployments.postpone(made.id, status=DeploymentStatus.FAILED, reason="later", retry_at=9e9)
+    deployments.try_again()
     assert len(entries(tenancy)) == before
     deployments.scale(made.id, min_replicas=2, max_replicas=2)
     assert entries(tenancy)[-1]["after"]["min_replicas"] == 2
@@ -165,7 +167,13 @@ def test_change_that_fails_leaves_no_entry(tenancy, database, project_id):
 
 
 def test_statement_that_would_go_past_the_log_is_refused(database, project_id):
-    for statement in (update(ProjectRow).values(weight=9), delete(ApiKeyRow)):
+    refused = (
+        update(ProjectRow).values(weight=9),
+        update(DeploymentRow).values(status="failed", max_replicas=9),
+        update(DeploymentRow),
+        delete(ApiKeyRow),
+    )
+    for statement in refused:
         with pytest.raises(RuntimeError, match="audited"), database.write() as session:
             session.execute(statement)
 

@@ -1,7 +1,7 @@
 """List the audit log, export it, and check that it is whole."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -11,6 +11,7 @@ from maas.core.errors import PermissionDenied
 from maas.gateway.access import SnapshotDep
 from maas.gateway.authority import Authority, in_organization
 from maas.gateway.organization.audit_logs.schemas import shown
+from maas.gateway.relay.snapshot import Snapshot
 from maas.store.audit_log import AuditFilter
 from maas.store.pages import MAX_PAGE
 from maas.store.roles import Permission
@@ -48,18 +49,28 @@ def _filter(  # noqa: PLR0913 - one argument a filter that OpenAI has
     )
 
 
+@dataclass
+class _Part:
+    """Which part of the list."""
+
+    after: str | None = None
+    before: str | None = None
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20
+
+
 @router.get("")
 def list_audit_logs(
     who: _Reader,
     snapshot: SnapshotDep,
     wanted: Annotated[AuditFilter, Depends(_filter)],
-    after: str | None = None,
-    before: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+    part: Annotated[_Part, Depends()],
+    actor_emails: Annotated[list[str] | None, Query(alias="actor_emails[]")] = None,
 ) -> dict[str, Any]:
     """List what was changed, newest first."""
     mine = _of(who, wanted)
-    page = who.tenancy.audit.list(mine, limit=limit, after=after, before=before)
+    if actor_emails:
+        mine = replace(mine, actor_ids=(*mine.actor_ids, *_keys_of(who, snapshot, actor_emails)))
+    page = who.tenancy.audit.list(mine, limit=part.limit, after=part.after, before=part.before)
     data = [shown(entry, dict(snapshot.keys)) for entry in page.items]
     return {
         "object": "list",
@@ -96,6 +107,12 @@ def verify_audit_logs(who: _Reader) -> dict[str, Any]:
         "is_whole": verdict.is_whole,
     }
     return {**asdict(verdict), **answer} if who.access.is_operator else answer
+
+
+def _keys_of(who: Authority, snapshot: Snapshot, emails: list[str]) -> tuple[str, ...]:
+    """Return the keys of some users; one that nobody has where there are none."""
+    users = {who.tenancy.users.find_by_email(who.organization_id, email).id for email in emails}
+    return tuple(key.id for key in snapshot.keys.values() if key.user_id in users) or ("nobody",)
 
 
 def _of(who: Authority, wanted: AuditFilter) -> AuditFilter:
