@@ -39,13 +39,22 @@ def parse_url(text: str) -> URL:
             param="database_url",
         ) from None
     if backend in {"postgresql", "postgres"}:
-        return url.set(drivername="postgresql+psycopg")
+        return _with_password_in_place(url.set(drivername="postgresql+psycopg"))
     if backend == "sqlite":
         return url.set(drivername="sqlite")
     raise ConfigError(
         f"setting 'database_url' (MAAS_DATABASE_URL): {backend!r} is not supported: want {_DRAWN}",
         param="database_url",
     )
+
+
+def _with_password_in_place(url: URL) -> URL:
+    """Return a URL whose password is where it is masked when the URL is printed."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    password = given if isinstance(given, str) else given[-1]
+    return url.difference_update_query(["password"]).set(password=password)
 
 
 def shown(url: URL) -> str:
