@@ -12,18 +12,17 @@ import aiohttp
 from maas.bootstrap.child import begin
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.catalog import load_catalog
-from maas.core.errors import MaasError
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
-from maas.serving.controller import Reconciler
+from maas.serving.controller import Cluster, Planner, Reconciler
+from maas.serving.leader import GuardedCluster, Leadership
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
 log = logging.getLogger(__name__)
 
-LEASE_NAME = "controller"
 _LOST_RAY = 3
 _POLL_S = 0.1
 
@@ -45,21 +44,28 @@ async def _leave_with_cluster(settings: Settings, address: str) -> None:
             os._exit(_LOST_RAY)
 
 
-async def _lead(settings: Settings, store: Store, reconciler: Reconciler) -> None:
-    holder = new_id("controller")
+async def reconcile(settings: Settings, store: Store, cluster: Cluster, planner: Planner) -> None:
+    """Keep the cluster as the store says while this process leads, until asked to stop."""
     serving = settings.serving
-    try:
-        while True:
-            try:
-                if await asyncio.to_thread(
-                    store.leases.acquire, LEASE_NAME, holder, ttl_s=serving.lease_ttl_s
-                ):
-                    await reconciler.step()
-            except MaasError as error:
-                log.error("this pass failed, the next one tries again: %s", error.message)
-            await asyncio.sleep(serving.reconcile_interval_s)
-    finally:
-        store.leases.release(LEASE_NAME, holder)
+    leadership = Leadership(store.leases, holder=new_id("controller"), ttl_s=serving.lease_ttl_s)
+
+    async def term() -> None:
+        reconciler = Reconciler(
+            store.deployments,
+            store.replicas,
+            cluster=GuardedCluster(cluster, leadership),
+            planner=planner,
+            clock=store.clock,
+            max_backoff_s=serving.max_backoff_s,
+        )
+        await reconciler.run(serving.reconcile_interval_s)
+
+    task = asyncio.create_task(leadership.run(term))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def run(settings: Settings) -> None:
@@ -78,19 +84,7 @@ async def run(settings: Settings) -> None:
             client=client,
             clock=store.clock,
         )
-        reconciler = Reconciler(
-            store.deployments,
-            store.replicas,
-            cluster=cluster,
-            planner=planner,
-            clock=store.clock,
-            max_backoff_s=settings.serving.max_backoff_s,
-        )
-        task = asyncio.create_task(_lead(settings, store, reconciler))
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await reconcile(settings, store, cluster, planner)
         watch.cancel()
 
 

@@ -82,7 +82,7 @@ def _prepare(settings: Settings) -> Store:
     address_file(settings).unlink(missing_ok=True)
     if settings.serving.ray_address is None:
         # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
-        store.replicas.clear()
+        store.replicas.clear_local()
     # The key last: a first start that was refused is still the first one next time.
     is_first_start = not has_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():

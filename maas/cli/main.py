@@ -8,6 +8,7 @@ from maas.cli import deploy, key, model
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
+from maas.cli.processes import controller, gateway
 from maas.cli.status import status
 from maas.cli.up import up
 from maas.core.errors import MaasError
@@ -30,6 +31,8 @@ app.command()(up)
 app.command()(status)
 app.command()(doctor)
 app.command()(chat)
+app.command()(gateway)
+app.command()(controller)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(key.app, name="key")
 app.add_typer(model.app, name="model")
