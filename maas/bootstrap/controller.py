@@ -1,23 +1,19 @@
 """The controller's process: ``python -m maas.bootstrap.controller SETTINGS_FILE``."""
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import sys
 
 import aiohttp
 
 from maas.bootstrap.child import begin
-from maas.bootstrap.store import Store, open_store
+from maas.bootstrap.reconcile import reconcile
+from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
-from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
-from maas.serving.controller import Cluster, Planner, Reconciler
-from maas.serving.leader import GuardedCluster, Leadership
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
@@ -42,30 +38,6 @@ async def _leave_with_cluster(settings: Settings, address: str) -> None:
         if cluster_address(settings) != address:
             log.warning("Ray at %s is gone; starting over", address)
             os._exit(_LOST_RAY)
-
-
-async def reconcile(settings: Settings, store: Store, cluster: Cluster, planner: Planner) -> None:
-    """Keep the cluster as the store says while this process leads, until asked to stop."""
-    serving = settings.serving
-    leadership = Leadership(store.leases, holder=new_id("controller"), ttl_s=serving.lease_ttl_s)
-
-    async def term() -> None:
-        reconciler = Reconciler(
-            store.deployments,
-            store.replicas,
-            cluster=GuardedCluster(cluster, leadership),
-            planner=planner,
-            clock=store.clock,
-            max_backoff_s=serving.max_backoff_s,
-        )
-        await reconciler.run(serving.reconcile_interval_s)
-
-    task = asyncio.create_task(leadership.run(term))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 async def run(settings: Settings) -> None:

@@ -24,7 +24,6 @@ from maas.store.keys import KeyRepository
 from maas.store.records import DeploymentStatus
 from maas.store.state import StateReader, ensure_project
 from maas.store.tables import ProjectRow
-from tests.postgres import postgres_server
 
 IMPATIENT = StoreSettings(pool_size=2, statement_timeout_s=1.5, lock_timeout_s=0.5)
 
@@ -36,13 +35,6 @@ def impatient(postgres):
         database = Database(url, IMPATIENT)
         yield database
         database.close()
-
-
-@pytest.fixture(scope="module")
-def own_server():
-    """A server that a test may stop."""
-    with postgres_server() as server:
-        yield server
 
 
 def chain_of(error: BaseException | None) -> str:
@@ -178,26 +170,26 @@ def test_reader_cannot_write(impatient):
         session.execute(delete(ProjectRow))
 
 
-def test_server_that_restarts_is_used_again_by_the_same_process(own_server, clock):
-    with own_server.migrated() as url, closing(Database(url)) as database:
+def test_server_that_restarts_is_used_again_by_the_same_process(own_postgres, clock):
+    with own_postgres.migrated() as url, closing(Database(url)) as database:
         state, aliases = StateReader(database, clock), AliasRepository(database, clock)
         aliases.point("before", "m")
-        own_server.stop()
+        own_postgres.stop()
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match="does not answer"):
             state.read()
         assert time.monotonic() - started < 6
-        own_server.start()
+        own_postgres.start()
         assert [alias.name for alias in state.read().aliases] == ["before"]
         aliases.point("after", "m")
 
 
-def test_server_that_is_away_for_a_moment_is_not_noticed(own_server, clock):
-    with own_server.migrated() as url, closing(Database(url)) as database:
+def test_server_that_is_away_for_a_moment_is_not_noticed(own_postgres, clock):
+    with own_postgres.migrated() as url, closing(Database(url)) as database:
         aliases = AliasRepository(database, clock)
         aliases.point("before", "m")
-        own_server.stop()
-        back = threading.Timer(0.3, own_server.start)
+        own_postgres.stop()
+        back = threading.Timer(0.3, own_postgres.start)
         back.start()
         aliases.point("after", "m")
         back.join()
