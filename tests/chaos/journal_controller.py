@@ -48,13 +48,13 @@ def running_in(lines: list[dict[str, Any]]) -> dict[str, list[int]]:
     for line in lines:
         if line["act"] == "start":
             running[line["id"]] = line["bounds"]
-        else:
+        elif line["act"] == "stop":
             running.pop(line["id"], None)
     return running
 
 
 class JournalCluster:
-    """As Serve: applying what runs already changes nothing."""
+    """As Serve: applying what runs already changes nothing (but it is written down)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -75,13 +75,14 @@ class JournalCluster:
 
     async def apply(self, plan: Note) -> None:
         with self._locked() as (journal, lines):
-            if running_in(lines).get(plan.deployment_id) != list(plan.bounds):
-                self._write(journal, act="start", id=plan.deployment_id, bounds=plan.bounds)
+            is_new = running_in(lines).get(plan.deployment_id) != list(plan.bounds)
+            act = "start" if is_new else "apply"
+            self._write(journal, act=act, id=plan.deployment_id, bounds=plan.bounds)
 
     async def delete(self, deployment_id: str) -> None:
         with self._locked() as (journal, lines):
-            if deployment_id in running_in(lines):
-                self._write(journal, act="stop", id=deployment_id)
+            act = "stop" if deployment_id in running_in(lines) else "delete"
+            self._write(journal, act=act, id=deployment_id)
 
 
 class NotingPlanner(HostPlanner):

@@ -173,6 +173,12 @@ def controllers(site: Site) -> Site:
     return site
 
 
+def terms(site: Site) -> list[int]:
+    """Return who led, one after the other, by process id."""
+    acts = [line["pid"] for line in read_journal(site.journal)]
+    return [pid for n, pid in enumerate(acts) if n == 0 or acts[n - 1] != pid]
+
+
 def started_more_than_once(site: Site) -> list[str]:
     started = [line["id"] for line in read_journal(site.journal) if line["act"] == "start"]
     return [name for name in started if started.count(name) > 1]
@@ -196,6 +202,8 @@ def test_killed_leader_is_followed_within_the_lease_and_both_gateways_serve_on(c
             client.start()
         before = set(site.deploy(10))
         site.wait(lambda: before <= site.running(), "what was deployed before")
+        (external,) = site.store.replicas.live()
+        assert external.expires_at > site.store.clock.now() + LEASE_S
         killed = site.leader()
         killed.kill()
         after = set(site.deploy(10))
@@ -205,6 +213,7 @@ def test_killed_leader_is_followed_within_the_lease_and_both_gateways_serve_on(c
         for client in clients:
             client.join()
     assert took < LEASE_S + 1
+    assert len(terms(site)) == 2
     assert site.leader().pid != killed.pid
     assert started_more_than_once(site) == []
     for answers in seen.values():
@@ -241,9 +250,7 @@ def test_leader_that_stood_still_does_nothing_when_it_goes_on(controllers):
     more = set(site.deploy(5))
     site.wait(lambda: more <= site.running(), "what came later")
     time.sleep(LEASE_S)
-    acts = read_journal(site.journal)
-    took_over = next(n for n, line in enumerate(acts) if line["pid"] == follower.pid)
-    assert {line["pid"] for line in acts[took_over:]} == {follower.pid}
+    assert terms(site) == [stopped.pid, follower.pid]
     assert started_more_than_once(site) == []
 
 
@@ -265,6 +272,7 @@ def test_controllers_killed_at_any_moment_do_nothing_twice_and_forget_nothing(co
     site.wait(lambda: site.running() == wanted, "the cluster to be as written down")
     time.sleep(1)
     assert site.running() == wanted
+    assert len(set(terms(site))) == len(terms(site)), "nobody led a second time"
     assert started_more_than_once(site) == []
     stops = [line["id"] for line in read_journal(site.journal) if line["act"] == "stop"]
     assert len(stops) == len(set(stops))
