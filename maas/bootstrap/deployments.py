@@ -1,6 +1,7 @@
 """Making a deployment: everything that can be refused is refused here, before it is written."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from maas.bootstrap.store import Store
@@ -12,6 +13,7 @@ from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.serving.options import parse_options
 from maas.serving.plan import make_plan
+from maas.store.deployments import check_bounds
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
 from maas.store.state import ensure_project
@@ -65,7 +67,8 @@ def _check_local(
     options: Mapping[str, Any],
     replicas: tuple[int, int],
 ) -> str:
-    """Make the plan the controller will make; return the engine it names."""
+    """Check a deployment of the catalogue; return the engine it gets."""
+    check_bounds(*replicas)
     card = load_catalog(settings.models_dir).get_card(model_id)
     engine = get_engine(engine or card.engines[0]).name
     wanted = Deployment(
@@ -78,10 +81,49 @@ def _check_local(
         max_replicas=replicas[1],
         created_at=0.0,
     )
+    # All that it may ever have: what is promised now is not refused under load.
+    _check_plan(settings, wanted, num_to_fit=replicas[1])
+    return engine
+
+
+def _check_plan(
+    settings: Settings, wanted: Deployment, *, num_to_fit: int, held_bytes: int = 0
+) -> None:
+    """Make the plan the controller will make; what it refuses is refused here."""
     # A cluster's nodes are not this machine: there the placement decides.
     is_here = settings.serving.ray_address is None
-    make_plan(wanted, card, probe_machine(settings.weights_dir), check_fit=is_here)
-    return engine
+    make_plan(
+        wanted,
+        load_catalog(settings.models_dir).get_card(wanted.model_id),
+        probe_machine(settings.weights_dir),
+        num_to_fit=num_to_fit if is_here else 0,
+        held_bytes=held_bytes,
+    )
+
+
+def scale_deployment(
+    settings: Settings, store: Store, deployment_id: str, *, min_replicas: int, max_replicas: int
+) -> Deployment:
+    """Write down how many replicas a deployment should have.
+
+    Only what is asked for on top is judged: asking for fewer is never refused.
+
+    Raises:
+        NotFound: There is no such deployment.
+        ConfigError: The bounds make no sense, or so many do not fit (DoesNotFit).
+    """
+    deployment = store.deployments.get(deployment_id)
+    check_bounds(min_replicas, max_replicas)
+    if deployment.engine != "external":
+        wanted = replace(deployment, min_replicas=min_replicas, max_replicas=max_replicas)
+        num_to_fit = min_replicas if min_replicas > deployment.min_replicas else 0
+        if max_replicas > deployment.max_replicas:
+            num_to_fit = max_replicas
+        held = [r.memory_bytes for r in store.replicas.live() if r.deployment_id == deployment_id]
+        _check_plan(settings, wanted, num_to_fit=num_to_fit, held_bytes=sum(held))
+    return store.deployments.scale(
+        deployment_id, min_replicas=min_replicas, max_replicas=max_replicas
+    )
 
 
 def _check_external(options: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
-from maas.engines.contract import EngineCapabilities, for_task
+from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.gateway.app import Gateway, create_gateway
@@ -64,7 +64,14 @@ def connect_with(
             return declared(options.get("capabilities") or {}), authorization
         capabilities = get_engine(deployment.engine).capabilities
         card = catalog.get(deployment.model_id)
-        return (for_task(capabilities, card.task) if card else capabilities), authorization
+        if card is not None:
+            capabilities = for_model(
+                capabilities,
+                card.task,
+                has_chat=card.chat_template is not None,
+                has_tools=card.tool_call_parser is not None,
+            )
+        return capabilities, authorization
 
     return connect
 

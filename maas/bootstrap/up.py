@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import psutil
 from maas.bootstrap.deployments import create_deployment
 from maas.bootstrap.keys import ensure_admin_key, has_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
+from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import AlreadyRunning
 from maas.core.host import check_disk, check_port
@@ -38,11 +39,15 @@ class Progress:
         waiting_for: What comes next, in words; empty when everything answers.
         seconds: Since the start.
         memory_bytes: Of all processes of the platform together.
+        refused: Deployments that cannot run here, with their reasons; not waited for.
+        chat_model: A model that answers chats now.
     """
 
     waiting_for: str
     seconds: float
     memory_bytes: int
+    refused: tuple[str, ...] = ()
+    chat_model: str | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -83,6 +88,8 @@ def _prepare(settings: Settings) -> Store:
     if settings.serving.ray_address is None:
         # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
         store.replicas.clear_local()
+        # Refusals and failures of the last run say nothing of this one.
+        store.deployments.try_again()
     # The key last: a first start that was refused is still the first one next time.
     is_first_start = not has_admin_key(settings, store)
     if is_first_start and settings.model is not None and not store.deployments.list():
@@ -154,10 +161,42 @@ def _unready(deployments: tuple[Deployment, ...], live: tuple[Replica, ...]) -> 
     return ""
 
 
+def _refused(deployments: tuple[Deployment, ...]) -> tuple[str, ...]:
+    """Say which deployments cannot run here, and why."""
+    return tuple(
+        f"{deployment.model_id}: {deployment.reason}"
+        for deployment in deployments
+        if deployment.deleted_at is None and deployment.status is DeploymentStatus.REFUSED
+    )
+
+
+def _can_chat(card: ModelCard | None) -> bool:
+    # What an external engine serves need not be in the catalogue.
+    return card is None or (card.task == "generate" and card.chat_template is not None)
+
+
+def _chat_model(
+    deployments: tuple[Deployment, ...],
+    live: tuple[Replica, ...],
+    catalog: Mapping[str, ModelCard],
+    *,
+    preferred: str | None,
+) -> str | None:
+    """Return a model that answers chats now, the preferred one if it does."""
+    ready = {item.deployment_id for item in live if item.state is ReplicaState.READY}
+    found = [
+        deployment.model_id
+        for deployment in deployments
+        if deployment.deleted_at is None
+        and deployment.id in ready
+        and _can_chat(catalog.get(deployment.model_id))
+    ]
+    return preferred if preferred in found else next(iter(found), None)
+
+
 async def _gateway_answers(client: aiohttp.ClientSession, settings: Settings) -> bool:
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compares
     try:
-        async with client.get(f"http://{host}:{settings.port}/healthz") as response:
+        async with client.get(f"{settings.gateway_url}/healthz") as response:
             return response.status == 200
     except (aiohttp.ClientError, TimeoutError):
         return False
@@ -166,6 +205,9 @@ async def _gateway_answers(client: aiohttp.ClientSession, settings: Settings) ->
 async def _watch(settings: Settings, store: Store, report: Callable[[Progress], None]) -> None:
     """Report progress until everything answers."""
     started = time.monotonic()
+    catalog = load_catalog(settings.models_dir)
+    deployments: tuple[Deployment, ...] = ()
+    live: tuple[Replica, ...] = ()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as client:
         while True:
             if not await _gateway_answers(client, settings):
@@ -177,7 +219,13 @@ async def _watch(settings: Settings, store: Store, report: Callable[[Progress], 
                 if waiting_for and not address_file(settings).exists():
                     waiting_for = "Ray"
             memory_bytes = await asyncio.to_thread(platform_memory_bytes)
-            progress = Progress(waiting_for, time.monotonic() - started, memory_bytes)
+            progress = Progress(
+                waiting_for,
+                time.monotonic() - started,
+                memory_bytes,
+                refused=_refused(deployments),
+                chat_model=_chat_model(deployments, live, catalog, preferred=settings.model),
+            )
             report(progress)
             if progress.is_ready:
                 return

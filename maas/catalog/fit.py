@@ -28,9 +28,12 @@ class FitReport:
 
     Attributes:
         kv_bytes_per_token: Of one sequence, one token.
-        kv_bytes: At ``max_model_len`` x ``max_num_seqs``: every sequence as long as can be.
+        kv_bytes: What the cache takes at least: ``num_full_seqs`` of ``max_model_len`` tokens,
+            or the size that was given.
+        full_kv_bytes: At ``max_model_len`` x ``max_num_seqs``: every sequence as long as can be.
         advice: What to change when it does not fit, most useful first.
         num_gpus: GPUs (or, without any, machines) the sizes are spread over.
+        num_full_seqs: Sequences of full length that must have room at once.
         is_kv_set: The cache's size was given, and does not follow from lengths.
     """
 
@@ -42,6 +45,7 @@ class FitReport:
     weights_bytes: int
     kv_bytes_per_token: int
     kv_bytes: int
+    full_kv_bytes: int
     overhead_bytes: int
     total_bytes: int
     available_bytes: int
@@ -49,6 +53,7 @@ class FitReport:
     reason: str
     advice: tuple[str, ...] = ()
     num_gpus: int = 1
+    num_full_seqs: int = 1
     is_kv_set: bool = False
 
 
@@ -128,7 +133,7 @@ def _cache_advice(report: FitReport, rest: int) -> list[str]:
     if report.is_kv_set:
         return [f"set kv_cache_bytes to {rest} or less"]
     advice: list[str] = []
-    num_seqs = rest * report.max_num_seqs // report.kv_bytes
+    num_seqs = rest * report.num_full_seqs // report.kv_bytes
     if num_seqs:
         advice.append(f"set max_num_seqs to {num_seqs}")
     if not report.kv_bytes_per_token:
@@ -136,8 +141,8 @@ def _cache_advice(report: FitReport, rest: int) -> list[str]:
     length = report.max_model_len * rest // report.kv_bytes // 16 * 16
     if length >= MIN_USEFUL_LENGTH:
         advice.append(f"set max_model_len to {length}")
-    longest = report.max_model_len * rest * report.max_num_seqs // report.kv_bytes // 16 * 16
-    if not num_seqs and longest >= MIN_USEFUL_LENGTH:
+    longest = report.max_model_len * rest * report.num_full_seqs // report.kv_bytes // 16 * 16
+    if report.num_full_seqs > 1 and not num_seqs and longest >= MIN_USEFUL_LENGTH:
         advice.append(f"set max_model_len to {longest} and max_num_seqs to 1")
     return advice
 
@@ -157,10 +162,16 @@ def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, 
     return tuple(advice)
 
 
+def _kv_words(report: FitReport) -> str:
+    if report.is_kv_set or not report.kv_bytes:
+        return ""
+    return f" for {report.num_full_seqs} x {report.max_model_len} tokens"
+
+
 def _sizes(report: FitReport) -> str:
     return (
         f"needs {_gib(report.total_bytes)} (weights {_gib(report.weights_bytes)}, KV cache "
-        f"{_gib(report.kv_bytes)} for {report.max_num_seqs} x {report.max_model_len} tokens, "
+        f"{_gib(report.kv_bytes)}{_kv_words(report)}, "
         f"engine {_gib(report.overhead_bytes)}) of {_gib(report.available_bytes)}"
     )
 
@@ -176,6 +187,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
     tensor_parallel_size: int = 1,
     gpu_memory_utilization: float = 0.9,
     kv_cache_bytes: int | None = None,
+    num_full_seqs: int | None = None,
 ) -> FitReport:
     """Say whether a model fits a machine, and what to change if not.
 
@@ -189,7 +201,9 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         tensor_parallel_size: GPUs one replica spans.
         gpu_memory_utilization: Share of a GPU the engine may take.
         kv_cache_bytes: What the engine will set aside for the cache; by default enough for
-            every sequence at full length.
+            ``num_full_seqs`` sequences.
+        num_full_seqs: Sequences of full length that must have room at once; by default all
+            ``max_num_seqs``. Engines start with room for one and queue what has none.
 
     Raises:
         ConfigError: The dtype is not one that engines store weights in.
@@ -205,8 +219,9 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         kv_bytes_per_token(card, dtype=dtype)
         * kv_copies(card, tensor_parallel_size=tensor_parallel_size)
     )
-    kv = (per_token * length + card.shape.state_bytes_per_sequence) * num_seqs
-    kv = kv if kv_cache_bytes is None else kv_cache_bytes
+    per_sequence = per_token * length + card.shape.state_bytes_per_sequence
+    num_full = num_seqs if num_full_seqs is None else min(num_full_seqs, num_seqs)
+    kv = per_sequence * num_full if kv_cache_bytes is None else kv_cache_bytes
     overhead = GPU_OVERHEAD_BYTES * num_gpus if machine.gpus else CPU_OVERHEAD_BYTES
     available = _available_bytes(
         machine, num_gpus=num_gpus, gpu_memory_utilization=gpu_memory_utilization
@@ -221,12 +236,14 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         weights_bytes=weights,
         kv_bytes_per_token=per_token,
         kv_bytes=kv,
+        full_kv_bytes=per_sequence * num_seqs,
         overhead_bytes=overhead,
         total_bytes=total,
         available_bytes=available,
         fits=total <= available,
         reason="",
         num_gpus=num_gpus,
+        num_full_seqs=num_full,
         is_kv_set=kv_cache_bytes is not None,
     )
     return _judge(card, machine, report, tensor_parallel_size)
@@ -243,3 +260,18 @@ def _judge(
         return replace(report, fits=False, reason=problem, advice=advice)
     advice = () if report.fits else _advice(card, report, machine)
     return replace(report, reason=_sizes(report), advice=advice)
+
+
+def num_replicas_that_fit(report: FitReport, machine: Machine, *, held_bytes: int = 0) -> int:
+    """Return how many such replicas this machine holds at once.
+
+    On processors their memory is added up; on GPUs each takes whole GPUs of its own.
+
+    Args:
+        report: The estimate of one replica.
+        machine: Where they should run.
+        held_bytes: Memory that replicas counted here hold already (processors only).
+    """
+    if machine.gpus:
+        return len(machine.gpus) // report.num_gpus if report.fits else 0
+    return max(report.available_bytes + held_bytes, 0) // report.total_bytes

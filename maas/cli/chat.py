@@ -301,10 +301,9 @@ def chat(  # noqa: PLR0913 - one option for each thing a person may set
     if as_json and once is None:
         raise ConfigError("--json needs --once QUESTION")
     settings = resolve_settings()
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
     endpoint = Endpoint(
-        url=(url or f"http://{host}:{settings.port}").rstrip("/").removesuffix("/v1"),
+        url=(url or settings.gateway_url).rstrip("/").removesuffix("/v1"),
         key=key or _endpoint_key(settings),
         model=model,
         sampling={name: value for name, value in sampling.items() if value is not None},

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maas.bootstrap import open_store, resolve_settings
-from maas.bootstrap.deployments import create_deployment
+from maas.bootstrap.deployments import create_deployment, scale_deployment
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
 from maas.store.records import Deployment
@@ -103,9 +103,14 @@ def scale(
     max_replicas: Annotated[int | None, typer.Option("--max", help="Default: as --min.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Change the number of replicas; running ones are not restarted."""
-    deployment = open_store(resolve_settings()).deployments.scale(
-        deployment_id, min_replicas=min_replicas, max_replicas=max_replicas or min_replicas
+    """Change the number of replicas; running ones are not restarted. More must fit here."""
+    settings = resolve_settings()
+    deployment = scale_deployment(
+        settings,
+        open_store(settings),
+        deployment_id,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas or min_replicas,
     )
     replicas = f"{deployment.min_replicas}..{deployment.max_replicas} replicas"
     emit(

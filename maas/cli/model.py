@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,12 +19,14 @@ from rich.table import Table
 from maas.bootstrap import open_store, resolve_settings
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
-from maas.catalog.fit import FitReport, estimate_fit
+from maas.catalog.fit import FitReport, num_replicas_that_fit
 from maas.catalog.machine import Machine, probe_machine
 from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
 from maas.engines.prepare import prepare_model, verify_model
+from maas.serving.options import parse_options
+from maas.serving.plan import size_up
 
 app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
 
@@ -101,7 +103,8 @@ def show(model_id: ModelId, as_json: JsonFlag = False) -> None:
     emit(fields, as_json=as_json, render=render)
 
 
-def _render_fit(console: Console, report: FitReport, machine: Machine) -> None:
+def _render_fit(console: Console, report: FitReport, machine: Machine, num_replicas: int) -> None:
+    is_cpu = not machine.gpus
     where = f"{len(machine.gpus)} x {machine.gpus[0].name}" if machine.gpus else "CPU"
     table = Table(show_header=False, box=None)
     table.add_row("machine", where)
@@ -109,12 +112,14 @@ def _render_fit(console: Console, report: FitReport, machine: Machine) -> None:
     table.add_row("weights", _gib(report.weights_bytes))
     table.add_row("KV cache per token", f"{report.kv_bytes_per_token / 1024:.1f} KiB")
     sequences = f"{report.max_num_seqs} x {report.max_model_len} tokens"
-    table.add_row("KV cache", f"{_gib(report.kv_bytes)} for {sequences}")
+    table.add_row("KV cache", f"{_gib(report.kv_bytes)} {'set aside' if is_cpu else 'at least'}")
+    table.add_row("KV cache when full", f"{_gib(report.full_kv_bytes)} for {sequences}")
     table.add_row("engine itself", _gib(report.overhead_bytes))
     table.add_row("in all", f"{_gib(report.total_bytes)} of {_gib(report.available_bytes)}")
     console.print(table)
     if report.fits:
-        console.print("[bold green]it fits[/]")
+        times = f", {num_replicas} times" if num_replicas > 1 else ""
+        console.print(f"[bold green]it fits[/]{times}")
         return
     console.print(f"[bold red]it does not fit[/]: {report.reason}", soft_wrap=True)
     for line in report.advice:
@@ -124,29 +129,34 @@ def _render_fit(console: Console, report: FitReport, machine: Machine) -> None:
 @app.command()
 def check(  # noqa: PLR0913 - one option for each number an operator can turn
     model_id: ModelId,
-    dtype: Annotated[str | None, typer.Option(help="Default: the card's.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Default: what suits this machine.")] = None,
     quantization: Annotated[str | None, typer.Option(help="A variant of the card.")] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1)] = None,
     max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
+    kv_cache_bytes: Annotated[int | None, typer.Option(min=1, help="CPU only.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1)] = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say, with numbers, whether a model fits this machine. Exit code 1 when it does not."""
+    """Say, with numbers, whether a model fits this machine. Exit code 1 when it does not.
+
+    What is left open is chosen as `maas deploy create` chooses it.
+    """
     settings = resolve_settings()
     machine = probe_machine(settings.weights_dir)
-    report = estimate_fit(
-        _card(model_id),
-        machine,
-        dtype=dtype,
-        quantization=quantization,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        tensor_parallel_size=tensor_parallel_size,
-    )
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization": quantization,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "kv_cache_bytes": kv_cache_bytes,
+        "tensor_parallel_size": tensor_parallel_size,
+    }
+    _, report = size_up(_card(model_id), machine, parse_options(options))
+    num_replicas = num_replicas_that_fit(report, machine)
     emit(
-        asdict(report),
+        {**asdict(report), "num_replicas_that_fit": num_replicas},
         as_json=as_json,
-        render=lambda console: _render_fit(console, report, machine),
+        render=lambda console: _render_fit(console, report, machine, num_replicas),
     )
     if not report.fits:
         raise typer.Exit(code=1)

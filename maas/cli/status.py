@@ -15,11 +15,12 @@ from maas.cli.output import JsonFlag, emit
 from maas.core.settings import Settings
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 
+_TROUBLED = {DeploymentStatus.REFUSED, DeploymentStatus.FAILED}
 _TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
 async def _gateway_answers(settings: Settings) -> bool:
-    url = f"http://127.0.0.1:{settings.port}/healthz"
+    url = f"{settings.gateway_url}/healthz"
     try:
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as client, client.get(url) as response:
             return response.status == 200
@@ -28,9 +29,11 @@ async def _gateway_answers(settings: Settings) -> bool:
 
 
 def _is_ready(deployment: Deployment, replicas: list[Replica]) -> bool:
-    """Say whether a deployment answers; one that was refused is not waited for."""
-    if deployment.deleted_at is not None or deployment.status is DeploymentStatus.REFUSED:
+    """Say whether a deployment answers as it should; one on its way out need not."""
+    if deployment.deleted_at is not None:
         return True
+    if deployment.status is DeploymentStatus.REFUSED:
+        return False
     ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
     return len(ready) >= deployment.min_replicas
 
@@ -48,7 +51,7 @@ def read_status(settings: Settings, store: Store) -> dict[str, Any]:
         deployments.append({**fields, "replicas": [asdict(replica) for replica in mine]})
     return {
         "ready": is_ready,
-        "gateway": {"url": f"http://{settings.host}:{settings.port}", "answers": gateway},
+        "gateway": {"url": settings.gateway_url, "answers": gateway},
         "load_average": os.getloadavg()[0],
         "deployments": deployments,
     }
@@ -76,6 +79,11 @@ def _render(status: dict[str, Any], console: Console) -> None:
                 f"{now - replica['started_at']:.0f} s",
             )
     console.print(table)
+    for item in status["deployments"]:
+        # In full and outside of the table, whose columns cut it: it says what to change.
+        if item["status"] in _TROUBLED and item["reason"]:
+            console.print(f"{item['status']}  {item['model_id']}: ", style="bold red", end="")
+            console.print(item["reason"], markup=False, highlight=False, soft_wrap=True)
     console.print("ready" if status["ready"] else "not ready yet", style="bold")
 
 

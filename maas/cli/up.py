@@ -13,9 +13,9 @@ from maas.bootstrap.up import Progress, run_up
 from maas.core.settings import Settings
 
 _READY = """\
-[bold green]Ready[/] after {seconds:.1f} s, {memory:.2f} GiB in use. Ctrl-C stops everything.
+{headline} after {seconds:.1f} s, {memory:.2f} GiB in use. Ctrl-C stops everything.
 
-  API      http://{host}:{port}/v1
+  API      {url}/v1
   Metrics  http://127.0.0.1:{metrics_port}/metrics
   Key      {key_file}
   Logs     {logs_dir}
@@ -23,7 +23,7 @@ _READY = """\
 _FIRST_REQUEST = """
 Try it:
 
-  curl -N http://{host}:{port}/v1/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\
+  curl -N {url}/v1/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\
     -H "Content-Type: application/json" \\
     -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": \
 "What is the capital of France?"}}]}}'
@@ -62,17 +62,22 @@ class _Reporter:
     def _print_ready(self, progress: Progress) -> None:
         settings = self._settings
         values = {
-            "host": settings.host,
-            "port": settings.port,
+            "headline": "[bold yellow]Not all is up[/]"
+            if progress.refused
+            else "[bold green]Ready[/]",
+            "url": settings.gateway_url,
             "metrics_port": settings.metrics_port,
             "key_file": settings.home / ADMIN_KEY_FILE,
             "logs_dir": settings.logs_dir,
             "seconds": progress.seconds,
             "memory": progress.memory_bytes / 2**30,
-            "model": settings.model,
+            "model": progress.chat_model,
         }
         self._console.print(_READY.format(**values), soft_wrap=True, highlight=False)
-        if settings.model is not None:
+        for refused in progress.refused:
+            self._console.print("  refused  ", style="bold red", end="")
+            self._console.print(refused, soft_wrap=True, highlight=False, markup=False)
+        if progress.chat_model is not None:
             # To be pasted: no wrapping, no markup.
             self._console.print(
                 _FIRST_REQUEST.format(**values), soft_wrap=True, highlight=False, markup=False

@@ -127,6 +127,13 @@ class Settings(_Section):
         return self.home / "backups"
 
     @property
+    def gateway_url(self) -> str:
+        """Where this machine reaches the gateway, whatever addresses it listens on."""
+        # Every address includes loopback; it is not one that can be asked.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
     def weights_dir(self) -> Path:
         """Folder of prepared weights, one folder a model."""
         return self.home / "models"

@@ -24,6 +24,9 @@ class EngineCapabilities:
         cache_salt: Keeps the prefix cache of one tenant apart from another's.
         abort_on_disconnect: Stops generating when the client's connection closes.
         runtime_adapters: Loads and unloads LoRA adapters while it serves.
+        reports_load: Says how many requests it holds. Without it a replica is not scaled by
+            load, drains for the whole ``drain_timeout_s``, and is judged hung by its processor
+            time (``maas.engines.watch``).
     """
 
     chat: bool = True
@@ -42,13 +45,28 @@ class EngineCapabilities:
     cache_salt: bool = False
     abort_on_disconnect: bool = False
     runtime_adapters: bool = False
+    reports_load: bool = True
 
 
-def for_task(capabilities: EngineCapabilities, task: Task) -> EngineCapabilities:
-    """Return what is left of an engine's capabilities when it serves a model of this task."""
+def for_model(
+    capabilities: EngineCapabilities, task: Task, *, has_chat: bool, has_tools: bool
+) -> EngineCapabilities:
+    """Return what is left of an engine's capabilities when it serves one model.
+
+    Args:
+        capabilities: Of the engine.
+        task: What the model is for.
+        has_chat: Whether it has a chat template.
+        has_tools: Whether anything reads its tool calls.
+    """
     if task == "embed":
-        return replace(capabilities, chat=False, completions=False)
-    return replace(capabilities, embeddings=False)
+        return replace(capabilities, chat=False, completions=False, tools=False)
+    return replace(
+        capabilities,
+        embeddings=False,
+        chat=capabilities.chat and has_chat,
+        tools=capabilities.tools and has_chat and has_tools,
+    )
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class EngineSpec:
         gpu_memory_utilization: Share of a GPU's memory it may take, 0 to 1.
         tool_call_parser: The engine's name of the parser that reads this model's tool calls;
             none turns tools off.
+        reasoning_parser: The engine's name of the parser that tells reasoning from answer.
         cache_dir: Folder for compiled kernels and the like, kept between starts.
         extra_engine_args: Command-line arguments handed through as they are.
     """
@@ -89,6 +108,7 @@ class EngineSpec:
     max_lora_rank: int = 16
     trust_remote_code: bool = False
     tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     cache_dir: Path | None = None
     extra_engine_args: tuple[str, ...] = ()
 

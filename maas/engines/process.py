@@ -152,13 +152,28 @@ class EngineProcess:
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the whole tree in bytes, shared pages counted once."""
+        return sum(_private_bytes(process) for process in self._tree())
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the tree as it is now has used, in seconds."""
+        return sum(_cpu_seconds(process) for process in self._tree())
+
+    def _tree(self) -> list[psutil.Process]:
         if self._launcher is None or not self.is_alive:
-            return 0
+            return []
         try:
             root = psutil.Process(self._launcher.pid)
-            return sum(_private_bytes(p) for p in (root, *root.children(recursive=True)))
+            return [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
-            return 0
+            return []
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+        return times.user + times.system
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0
 
 
 def _private_bytes(process: psutil.Process) -> int:

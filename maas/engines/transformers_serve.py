@@ -17,7 +17,8 @@ class TransformersEngine:
     Requests are computed one at a time. ``--continuous-batching`` exists, but in 5.19 every
     request is then sampled with the first one's settings (its stop strings, temperature and
     bias) and the KV cache takes most of the machine's memory, so it is left to
-    ``extra_engine_args``. The server has no metrics: its load is unknown.
+    ``extra_engine_args``. The server has no metrics, and its ``/health`` says "ok" whatever
+    it holds: its load is unknown (``reports_load``).
     """
 
     name = "transformers"
@@ -26,6 +27,7 @@ class TransformersEngine:
         max_completion_tokens=False,
         done_sentinel=False,
         abort_on_disconnect=True,
+        reports_load=False,
     )
 
     def command(self, spec: EngineSpec) -> list[str]:
@@ -37,7 +39,6 @@ class TransformersEngine:
         _refuse(spec.task != "generate", "task 'embed'")
         _refuse(spec.max_loras > 0, "LoRA adapters (max_loras)")
         _refuse(spec.tensor_parallel_size > 1, "tensor_parallel_size over 1")
-        _refuse(spec.tool_call_parser is not None, "tool_call_parser")
         arguments = ["--host", spec.host, "--port", str(spec.port)]
         arguments += ["--device", spec.device, "--dtype", spec.dtype]
         if spec.quantization:

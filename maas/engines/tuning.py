@@ -155,6 +155,7 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         max_lora_rank=options.max_lora_rank,
         trust_remote_code=card.trust_remote_code,
         tool_call_parser=card.tool_call_parser,
+        reasoning_parser=card.reasoning_parser,
         extra_engine_args=(*card.engine_args, *options.extra_engine_args),
     )
     return Tuning(spec=spec, dtype=dtype, max_model_len=max_model_len, max_num_seqs=max_num_seqs)

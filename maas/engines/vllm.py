@@ -142,6 +142,8 @@ def _task_arguments(spec: EngineSpec) -> list[str]:
     arguments = ["--runner", "generate"]
     if spec.tool_call_parser:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_call_parser]
+    if spec.reasoning_parser:
+        arguments += ["--reasoning-parser", spec.reasoning_parser]
     return arguments
 
 

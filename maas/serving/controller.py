@@ -13,15 +13,19 @@ from functools import partial
 from typing import Protocol
 
 from maas.core.clock import Clock
-from maas.core.errors import ConfigError, EngineStartFailed, MaasError
+from maas.core.errors import ConfigError, MaasError
+from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
 from maas.serving.plan import DeploymentPlan
+from maas.serving.steady import SteadyState
 from maas.store.deployments import DeploymentRepository
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 from maas.store.replicas import ReplicaRepository
 
 log = logging.getLogger(__name__)
 
-FIRST_BACKOFF_S = 2.0
+# Failures are forgiven after this long without one: an engine that starts, answers and dies a
+# few seconds later fails just as one that never starts.
+STABLE_AFTER_S = 60.0
 REFUSED_RETRY_S = 30.0
 
 
@@ -57,11 +61,6 @@ class Cluster(Protocol):
     async def delete(self, deployment_id: str) -> None:
         """Drain and stop a deployment; returns before it is gone."""
         ...
-
-
-def backoff_s(num_failures: int, max_backoff_s: float) -> float:
-    """Return the pause after the n-th failure in a row: 2 s, doubling, bounded."""
-    return min(FIRST_BACKOFF_S * 2 ** max(num_failures - 1, 0), max_backoff_s)
 
 
 class Planner(Protocol):
@@ -119,6 +118,7 @@ class Reconciler:
         self._applied: dict[str, DeploymentPlan] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, str] = {}
+        self._steady = SteadyState(max(STABLE_AFTER_S, max_backoff_s))
 
     async def run(self, interval_s: float) -> None:
         """Run passes until cancelled; one that fails does not keep the next from its turn."""
@@ -140,21 +140,17 @@ class Reconciler:
         live = await asyncio.to_thread(self._replicas.live)
         applications = await self._cluster.applications()
         for deployment in wanted:
-            ready = [
-                replica
-                for replica in live
-                if replica.deployment_id == deployment.id and replica.state is ReplicaState.READY
-            ]
+            replicas = [replica for replica in live if replica.deployment_id == deployment.id]
             application = applications.get(deployment.id)
             try:
-                await self._reconcile(deployment, application, ready)
+                await self._reconcile(deployment, application, replicas)
             except MaasError as error:
-                await self._failed(deployment, error, deployment.num_failures + 1)
+                await self._failed(deployment, error)
         for stray in applications.keys() - {deployment.id for deployment in wanted}:
             await self._cluster.delete(stray)
 
     async def _reconcile(
-        self, deployment: Deployment, application: Application | None, ready: list[Replica]
+        self, deployment: Deployment, application: Application | None, replicas: list[Replica]
     ) -> None:
         if deployment.deleted_at is not None:
             await self._remove(deployment, application)
@@ -162,18 +158,21 @@ class Reconciler:
             return
         elif deployment.engine == "external":
             await self._planner.probe(deployment)
-            await self._observe(deployment, DeploymentStatus.RUNNING)
+            # Asking again costs nothing: one answer forgives what was before.
+            is_forgiven = deployment.num_failures > 0
+            await self._observe(deployment, DeploymentStatus.RUNNING, is_forgiven=is_forgiven)
         elif application is not None and application.state is ApplicationState.FAILED:
             await self._restart_later(deployment, application)
         else:
-            await self._keep_applied(deployment, application, ready)
+            await self._keep_applied(deployment, application, replicas)
 
     async def _keep_applied(
-        self, deployment: Deployment, application: Application | None, ready: list[Replica]
+        self, deployment: Deployment, application: Application | None, replicas: list[Replica]
     ) -> None:
         """Apply the plan where it is not, or differs; otherwise write down how it fares."""
         if application is not None and application.state is ApplicationState.DELETING:
             return
+        ready = [replica for replica in replicas if replica.state is ReplicaState.READY]
         applied = self._applied.get(deployment.id)
         is_current = applied is not None and applied.matches(deployment)
         if application is None or not is_current:
@@ -181,7 +180,7 @@ class Reconciler:
             # against it now.
             await self._apply(deployment, check_fit=application is None)
         elif len(ready) >= deployment.min_replicas:
-            await self._observe(deployment, DeploymentStatus.RUNNING)
+            await self._observe_running(deployment, replicas)
         elif ready or application.state is ApplicationState.UNHEALTHY:
             have = f"{len(ready)} of {deployment.min_replicas} replicas ready"
             await self._observe(deployment, DeploymentStatus.DEGRADED, have)
@@ -211,6 +210,7 @@ class Reconciler:
 
     async def _remove(self, deployment: Deployment, application: Application | None) -> None:
         self._applied.pop(deployment.id, None)
+        self._steady.forget(deployment.id)
         task = self._preparing.pop(deployment.id, None)
         if task is not None:
             task.cancel()
@@ -223,34 +223,66 @@ class Reconciler:
         """Take a failed application away; it comes back after its pause."""
         self._applied.pop(deployment.id, None)
         await self._cluster.delete(deployment.id)
-        # The replica wrote down that it failed and why, in better words than the cluster's.
-        reason = deployment.reason or application.message
-        await self._failed(deployment, EngineStartFailed(reason), deployment.num_failures)
+        # The replica wrote down that it failed and why, in better words than the cluster's,
+        # perhaps only since this pass began.
+        latest = await asyncio.to_thread(self._deployments.get, deployment.id)
+        reason = latest.reason or application.message
+        await self._postpone(deployment, DeploymentStatus.FAILED, reason, latest.num_failures)
 
-    async def _failed(self, deployment: Deployment, error: MaasError, num_failures: int) -> None:
-        is_refused = isinstance(error, ConfigError)
-        pause = REFUSED_RETRY_S if is_refused else backoff_s(num_failures, self._max_backoff_s)
-        log.warning("deployment %s: %s", deployment.id, error.message)
+    async def _failed(self, deployment: Deployment, error: MaasError) -> None:
+        """Try again later what failed here, before any replica was there to count it."""
+        if isinstance(error, ConfigError):
+            await self._postpone(deployment, DeploymentStatus.REFUSED, error.message, 0)
+            return
+        num_failures = await asyncio.to_thread(
+            self._deployments.record_failure, deployment.id, error.message
+        )
+        await self._postpone(deployment, DeploymentStatus.FAILED, error.message, num_failures)
+
+    async def _postpone(
+        self, deployment: Deployment, status: DeploymentStatus, reason: str, num_failures: int
+    ) -> None:
+        log.warning("deployment %s: %s", deployment.id, reason)
+        is_refused = status is DeploymentStatus.REFUSED
+        pause = backoff_s(num_failures, first_s=FIRST_BACKOFF_S, max_s=self._max_backoff_s)
         await asyncio.to_thread(
-            self._deployments.observe,
+            self._deployments.postpone,
             deployment.id,
-            status=DeploymentStatus.REFUSED if is_refused else DeploymentStatus.FAILED,
-            reason=error.message,
-            num_failures=num_failures,
-            retry_at=self._clock.now() + pause,
+            status=status,
+            reason=reason,
+            retry_at=self._clock.now() + (REFUSED_RETRY_S if is_refused else pause),
         )
 
+    async def _observe_running(self, deployment: Deployment, replicas: list[Replica]) -> None:
+        """Write down that it runs; forgive its failures once it has for long enough."""
+        if deployment.num_failures == 0:
+            await self._observe(deployment, DeploymentStatus.RUNNING)
+            return
+        if any(replica.state is ReplicaState.STARTING for replica in replicas):
+            # Perhaps the one that keeps failing, beside others that are well.
+            self._steady.forget(deployment.id)
+        facts = (frozenset(replica.id for replica in replicas), deployment.num_failures)
+        is_steady = self._steady.is_steady(deployment.id, facts, self._clock.now())
+        await self._observe(deployment, DeploymentStatus.RUNNING, is_forgiven=is_steady)
+
     async def _observe(
-        self, deployment: Deployment, status: DeploymentStatus, reason: str | None = None
+        self,
+        deployment: Deployment,
+        status: DeploymentStatus,
+        reason: str | None = None,
+        *,
+        is_forgiven: bool = False,
     ) -> None:
-        num_failures = 0 if status is DeploymentStatus.RUNNING else deployment.num_failures
-        seen = (deployment.status, deployment.reason, deployment.num_failures)
-        if seen == (status, reason, num_failures) and deployment.retry_at is None:
+        if status is not DeploymentStatus.RUNNING:
+            self._steady.forget(deployment.id)
+        is_known = (deployment.status, deployment.reason) == (status, reason)
+        if is_known and deployment.retry_at is None and not is_forgiven:
             return
         await asyncio.to_thread(
             self._deployments.observe,
             deployment.id,
             status=status,
             reason=reason,
-            num_failures=num_failures,
+            seen_failures=deployment.num_failures,
+            is_forgiven=is_forgiven,
         )

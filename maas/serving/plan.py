@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from maas.catalog.card import ModelCard
-from maas.catalog.fit import estimate_fit
+from maas.catalog.fit import FitReport, estimate_fit, num_replicas_that_fit
 from maas.catalog.machine import Machine
 from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
-from maas.engines.tuning import QUANTISED_BY_ENGINE, tune
+from maas.engines.registry import get_engine
+from maas.engines.tuning import QUANTISED_BY_ENGINE, Tuning, tune
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -88,8 +89,82 @@ def _check_quantization(options: DeploymentOptions, card: ModelCard) -> None:
         )
 
 
+def _check_bounds(deployment: Deployment) -> None:
+    """Refuse autoscaling where nothing tells the load: it would never leave the minimum.
+
+    Raises:
+        ConfigError: The engine does not report its load and the bounds differ.
+    """
+    is_scaled = deployment.min_replicas != deployment.max_replicas
+    if is_scaled and not get_engine(deployment.engine).capabilities.reports_load:
+        raise ConfigError(
+            f"engine {deployment.engine} does not report its load, so nothing can scale it from "
+            f"{deployment.min_replicas} to {deployment.max_replicas}; give --min and --max the "
+            "same value"
+        )
+
+
+def _check_replicas(
+    fit: FitReport, machine: Machine, *, num_replicas: int, held_bytes: int
+) -> None:
+    """Refuse more replicas than this machine holds.
+
+    Raises:
+        DoesNotFit: One does not fit, or not so many; the message says how many would.
+    """
+    num_fitting = num_replicas_that_fit(fit, machine, held_bytes=held_bytes)
+    if num_fitting >= num_replicas:
+        return
+    if num_fitting == 0:
+        raise DoesNotFit(f"{fit.model_id} does not fit: {fit.reason}; " + "; ".join(fit.advice))
+    if machine.gpus:
+        sizes = f"each takes {fit.num_gpus} of the {len(machine.gpus)} GPUs"
+    else:
+        room = (fit.available_bytes + held_bytes) / 2**30
+        sizes = f"each needs {fit.total_bytes / 2**30:.2f} GiB of {room:.2f} GiB"
+    raise DoesNotFit(
+        f"{fit.model_id}: {num_replicas} replicas do not fit on this machine: {sizes}; "
+        f"{num_fitting} would fit"
+    )
+
+
+def size_up(
+    card: ModelCard, machine: Machine, options: DeploymentOptions
+) -> tuple[Tuning, FitReport]:
+    """Choose how an engine is started here, and say what that takes.
+
+    The one computation behind ``maas model check`` and every start, so that the numbers of the
+    first are those of the second.
+
+    Args:
+        card: The model.
+        machine: Where it should run.
+        options: What the operator said.
+    """
+    tuning = tune(card, machine, options)
+    fit = estimate_fit(
+        card,
+        machine,
+        dtype=tuning.dtype,
+        quantization=options.quantization,
+        max_model_len=tuning.max_model_len,
+        max_num_seqs=tuning.max_num_seqs,
+        kv_cache_bytes=tuning.spec.kv_cache_bytes,
+        # On a GPU the cache is what the weights leave; it starts if one sequence has room.
+        num_full_seqs=1,
+        tensor_parallel_size=options.tensor_parallel_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+    )
+    return tuning, fit
+
+
 def make_plan(
-    deployment: Deployment, card: ModelCard, machine: Machine, *, check_fit: bool = True
+    deployment: Deployment,
+    card: ModelCard,
+    machine: Machine,
+    *,
+    num_to_fit: int = 1,
+    held_bytes: int = 0,
 ) -> DeploymentPlan:
     """Resolve a deployment against its card and this machine.
 
@@ -97,7 +172,8 @@ def make_plan(
         deployment: What should run.
         card: Its model.
         machine: Where it should run.
-        check_fit: Whether to refuse what is too large; no for what runs already.
+        num_to_fit: Replicas that must fit; 0 for what runs already.
+        held_bytes: Memory that replicas of it hold already.
 
     Raises:
         ConfigError: The card's engines do not include the wanted one, or an option is wrong.
@@ -111,20 +187,9 @@ def make_plan(
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
     _check_quantization(options, card)
-    tuning = tune(card, machine, options)
-    fit = estimate_fit(
-        card,
-        machine,
-        dtype=tuning.dtype,
-        quantization=options.quantization,
-        max_model_len=tuning.max_model_len,
-        max_num_seqs=tuning.max_num_seqs,
-        kv_cache_bytes=tuning.spec.kv_cache_bytes,
-        tensor_parallel_size=options.tensor_parallel_size,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-    )
-    if check_fit and not fit.fits:
-        raise DoesNotFit(f"{card.id} does not fit: {fit.reason}; " + "; ".join(fit.advice))
+    _check_bounds(deployment)
+    tuning, fit = size_up(card, machine, options)
+    _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)
     return DeploymentPlan(
         deployment_id=deployment.id,
         model_id=deployment.model_id,

@@ -41,11 +41,14 @@ class HostPlanner:
             ModelNotFound: The card is gone.
             ConfigError: The deployment makes no sense, or does not fit (DoesNotFit).
         """
+        # A cluster's nodes are not this machine: there the placement decides.
+        is_checked = check_fit and self.settings.serving.ray_address is None
         return make_plan(
             deployment,
             self.catalog.get_card(deployment.model_id),
             probe_machine(self.settings.weights_dir),
-            check_fit=check_fit and self.settings.serving.ray_address is None,
+            # More than the fewest is for the load to ask for: no reason not to start.
+            num_to_fit=deployment.min_replicas if is_checked else 0,
         )
 
     async def prepare(self, plan: DeploymentPlan, report: Callable[[str], None]) -> None:

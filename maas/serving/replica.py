@@ -20,9 +20,12 @@ from maas.engines.contract import EngineLoad
 from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
-from maas.engines.watch import HangDetector
+from maas.engines.watch import HangDetector, observed
+from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
+from maas.serving.cpu_share import CpuShare
+from maas.serving.drain import drain
 from maas.serving.plan import DeploymentPlan, prepare_weights
-from maas.serving.scaling import ONGOING_METRIC
+from maas.serving.scaling import load_metrics
 from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
@@ -69,8 +72,14 @@ class EngineReplica:
 
         unique = serve.get_replica_context().replica_id.unique_id
         prepared = await asyncio.to_thread(prepare_weights, plan, settings)
+        self._share = CpuShare(
+            settings.home / "run" / "cpus",
+            plan.deployment_id,
+            num_shares=plan.max_replicas if plan.spec.device == "cpu" else 1,
+        )
         spec = dataclasses.replace(
             plan.spec,
+            cpu_ids=self._share.cpu_ids,
             model_dir=prepared.model_dir,
             port=free_port(plan.spec.host),
             # What engines compile or look up once is kept between starts.
@@ -103,7 +112,13 @@ class EngineReplica:
         deployment = await asyncio.to_thread(self._deployments.get, self._plan.deployment_id)
         # Serve restarts a replica at once; an engine that keeps dying waits longer each time.
         if deployment.num_failures > 1:
-            await asyncio.sleep(min(2.0**deployment.num_failures, self._serving.max_backoff_s))
+            await asyncio.sleep(
+                backoff_s(
+                    deployment.num_failures,
+                    first_s=FIRST_BACKOFF_S,
+                    max_s=self._serving.max_backoff_s,
+                )
+            )
         await self._engine.start()
         await self._engine.wait_ready(self._client, timeout_s=self._serving.start_timeout_s)
         self._lease = dataclasses.replace(self._lease, state=ReplicaState.READY)
@@ -112,6 +127,7 @@ class EngineReplica:
     async def _abandon(self, error: BaseException) -> None:
         self._heartbeat.cancel()
         await self._engine.stop(grace_s=0.0)
+        self._share.release()
         await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
         await self._client.close()
         if isinstance(error, MaasError):
@@ -134,11 +150,11 @@ class EngineReplica:
     async def _look(self) -> None:
         try:
             self._load = await self._adapter.load(self._client, self._lease.url)
-            # A probe nobody answers is a waiting request, whatever the engine says of itself.
             num_unanswered = int(self._probe_again())
-            held = dataclasses.replace(
-                self._load, num_waiting=self._load.num_waiting + num_unanswered
-            )
+            cpu_s = None
+            if self._load.num_tokens_total is None:
+                cpu_s = await asyncio.to_thread(self._engine.cpu_seconds)
+            held = observed(self._load, num_unanswered=num_unanswered, cpu_s=cpu_s)
             self._hang.saw(held, time.monotonic())
         except EngineError:
             self._hang.missed(time.monotonic())
@@ -203,26 +219,25 @@ class EngineReplica:
         raise RuntimeError(self._failure)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Report the requests this engine holds, running and waiting."""
-        return {ONGOING_METRIC: float(self._load.num_running + self._load.num_waiting)}
+        """Report the requests and tokens this engine holds, running and waiting."""
+        return load_metrics(self._load)
 
     async def __del__(self) -> None:
         """Drain, then stop the engine: Serve awaits this before it ends the actor."""
         self._lease = dataclasses.replace(self._lease, state=ReplicaState.DRAINING)
         if self._failure is None:
             await self._publish()
-            await self._drain()
+            await drain(
+                self._num_held,
+                reports_load=self._adapter.capabilities.reports_load,
+                timeout_s=self._serving.drain_timeout_s,
+            )
         self._heartbeat.cancel()
         await self._engine.stop(grace_s=STOP_GRACE_S)
+        self._share.release()
         await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
         await self._client.close()
 
-    async def _drain(self) -> None:
-        deadline = time.monotonic() + self._serving.drain_timeout_s
-        # Gateways read leases every snapshot interval; only then do new requests stop coming.
-        await asyncio.sleep(1.0)
-        while time.monotonic() < deadline:
-            await self._look()
-            if self._failure or self._load.num_running + self._load.num_waiting == 0:
-                return
-            await asyncio.sleep(0.2)
+    async def _num_held(self) -> int | None:
+        await self._look()
+        return None if self._failure else self._load.num_running + self._load.num_waiting

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maas.core.lifeline import LIFELINE_FLAG
+from maas.serving.backoff import backoff_s
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,6 @@ class ProcessSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_timeout_s: float = 4.0
     before_start: Callable[[], object] = lambda: None
-
-
-def backoff_s(num_failures: int) -> float:
-    """Return the pause before the next start: 0.5 s, doubling, at most 30 s."""
-    return min(FIRST_BACKOFF_S * 2 ** max(num_failures - 1, 0), MAX_BACKOFF_S)
 
 
 class SupervisedProcess:
@@ -80,7 +76,7 @@ class SupervisedProcess:
             is_stable = time.monotonic() - started > STABLE_AFTER_S
             num_failures = 1 if is_stable else num_failures + 1
             self.num_restarts += 1
-            pause = backoff_s(num_failures)
+            pause = backoff_s(num_failures, first_s=FIRST_BACKOFF_S, max_s=MAX_BACKOFF_S)
             log.warning("%s ended with %s; again in %.1f s", self.spec.name, returncode, pause)
             await asyncio.sleep(pause)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from maas.core.clock import Clock
 from maas.core.errors import ConfigError, NotFound
@@ -35,7 +35,12 @@ def record_of(row: DeploymentRow) -> Deployment:
     )
 
 
-def _check_bounds(min_replicas: int, max_replicas: int) -> None:
+def check_bounds(min_replicas: int, max_replicas: int) -> None:
+    """Check how many replicas are asked for.
+
+    Raises:
+        ConfigError: The bounds make no sense.
+    """
     if not 1 <= min_replicas <= max_replicas <= MAX_REPLICAS:
         raise ConfigError(
             f"replicas {min_replicas}..{max_replicas}: want 1 <= min <= max <= {MAX_REPLICAS}"
@@ -64,7 +69,7 @@ class DeploymentRepository:
         Raises:
             ConfigError: The replica bounds make no sense.
         """
-        _check_bounds(min_replicas, max_replicas)
+        check_bounds(min_replicas, max_replicas)
         row = DeploymentRow(
             id=new_id("dep"),
             project_id=project_id,
@@ -109,7 +114,7 @@ class DeploymentRepository:
             NotFound: There is none with this id.
             ConfigError: The bounds make no sense.
         """
-        _check_bounds(min_replicas, max_replicas)
+        check_bounds(min_replicas, max_replicas)
         with self._database.write() as session:
             row = session.get(DeploymentRow, deployment_id)
             if row is None or row.deleted_at is not None:
@@ -138,17 +143,54 @@ class DeploymentRepository:
         *,
         status: DeploymentStatus,
         reason: str | None,
-        num_failures: int = 0,
-        retry_at: float | None = None,
-    ) -> None:
-        """Write down what the controller saw. Moves no revision: nobody routes by it."""
+        seen_failures: int,
+        is_forgiven: bool = False,
+    ) -> bool:
+        """Write down what the controller saw. Moves no revision: nobody routes by it.
+
+        One conditional statement, as replicas write their failures into the same row: what was
+        seen before the latest failure must undo neither its count nor its reason.
+
+        Args:
+            deployment_id: Which one.
+            status: What was seen.
+            reason: Why, in words.
+            seen_failures: Failures in a row when the controller looked.
+            is_forgiven: Whether they are over; the next failure counts as the first.
+
+        Returns:
+            False where nothing was written: a replica failed meanwhile, or the deployment is on
+            its way out and keeps saying so.
+        """
+        values: dict[str, Any] = {"num_failures": 0} if is_forgiven else {}
+        statement = (
+            update(DeploymentRow)
+            .where(
+                DeploymentRow.id == deployment_id,
+                DeploymentRow.deleted_at.is_(None),
+                DeploymentRow.num_failures == seen_failures,
+            )
+            .values(
+                status=status.value,
+                reason=reason and as_text(reason)[:4096],
+                retry_at=None,
+                **values,
+            )
+            .returning(DeploymentRow.id)
+        )
         with self._database.write(bump_revision=False) as session:
-            row = session.get(DeploymentRow, deployment_id)
-            # A deployment on its way out keeps saying so, whatever was seen a moment before.
-            if row is None or row.deleted_at is not None:
-                return
-            row.status, row.reason = status.value, reason and as_text(reason)[:4096]
-            row.num_failures, row.retry_at = num_failures, retry_at
+            return session.scalar(statement) is not None
+
+    def postpone(
+        self, deployment_id: str, *, status: DeploymentStatus, reason: str, retry_at: float
+    ) -> None:
+        """Write down that nothing is started before ``retry_at``; failures stay as counted."""
+        with self._database.write(bump_revision=False) as session:
+            session.execute(
+                update(DeploymentRow)
+                .where(DeploymentRow.id == deployment_id, DeploymentRow.deleted_at.is_(None))
+                .values(status=status.value, reason=as_text(reason)[:4096], retry_at=retry_at)
+            )
 
     def record_failure(self, deployment_id: str, reason: str) -> int:
         """Write down that a replica failed.
@@ -156,13 +198,30 @@ class DeploymentRepository:
         Returns:
             Failures in a row; what paces the next start.
         """
+        statement = (
+            update(DeploymentRow)
+            .where(DeploymentRow.id == deployment_id)
+            # The database adds: two replicas that fail at once are two failures.
+            .values(num_failures=DeploymentRow.num_failures + 1, reason=as_text(reason)[:4096])
+            .returning(DeploymentRow.num_failures)
+        )
         with self._database.write(bump_revision=False) as session:
-            row = session.get(DeploymentRow, deployment_id)
-            if row is None:
-                return 0
-            row.num_failures += 1
-            row.reason = as_text(reason)[:4096]
-            return row.num_failures
+            return session.scalar(statement) or 0
+
+    def try_again(self) -> None:
+        """Forget what kept deployments from running: for a start that judges all anew."""
+        stopped = (DeploymentStatus.REFUSED.value, DeploymentStatus.FAILED.value)
+        with self._database.write(bump_revision=False) as session:
+            session.execute(
+                update(DeploymentRow)
+                .where(DeploymentRow.deleted_at.is_(None), DeploymentRow.status.in_(stopped))
+                .values(
+                    status=DeploymentStatus.PENDING.value,
+                    reason=None,
+                    num_failures=0,
+                    retry_at=None,
+                )
+            )
 
     def forget(self, deployment_id: str) -> None:
         """Remove a deployment that has stopped, with its leases."""

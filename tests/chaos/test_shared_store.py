@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from maas.bootstrap.reconcile import LEASE_NAME
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.core.settings import Settings
-from maas.serving.leader import LEASE_NAME
 from maas.store.state import ensure_project
 from maas.store.tables import LeaseRow
 from tests.chaos.journal_controller import read_journal, running_in

@@ -40,6 +40,25 @@ async def test_vllm_embeds_with_an_encoder(pool, tmp_path):
         await pool.stop("embed")
 
 
+async def test_vllm_serves_gemma_as_the_card_says(pool, gemma_dir):
+    # float32, as the platform computes models of this size on a CPU (ADR 5).
+    spec = replace(spec_for(gemma_dir), dtype="float32", max_model_len=512, max_num_seqs=2)
+    served = await pool.start("gemma", get_engine("vllm"), spec)
+    try:
+        # A base model: it continues text and knows no chat.
+        status, answer = await served.post(
+            "/v1/completions", prompt="1, 2, 3, 4, 5,", max_tokens=8, temperature=0
+        )
+        assert status == 200, answer
+        assert "6, 7" in answer["choices"][0]["text"]
+        status, answer = await served.post(
+            "/v1/chat/completions", messages=[{"role": "user", "content": "hello"}]
+        )
+        assert status == 400, answer
+    finally:
+        await pool.stop("gemma")
+
+
 async def test_transformers_serves_an_architecture_vllm_lacks(pool, tmp_path):
     spec = replace(spec_for(write_codegen(tmp_path / "codegen")), dtype="float32")
     served = await pool.start("codegen", get_engine("transformers"), spec)

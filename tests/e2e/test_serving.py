@@ -53,6 +53,31 @@ def test_many_ways_to_ask_all_work_on_the_real_engine(platform):
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_a_named_tool_is_called(platform):
+    weather = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+    answer = platform.openai().chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[weather],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        temperature=0,
+        max_tokens=64,
+    )
+    call = answer.choices[0].message.tool_calls[0].function
+    assert call.name == "get_weather"
+    assert "city" in json.loads(call.arguments)
+
+
 def test_structured_output_follows_its_schema(platform):
     class City(BaseModel):
         name: Literal["Paris", "London"]

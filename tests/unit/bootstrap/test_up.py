@@ -2,16 +2,17 @@
 
 import pytest
 
-from maas.bootstrap.up import _unready
+from maas.bootstrap.up import _chat_model, _refused, _unready
+from maas.catalog.catalog import load_catalog
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
+from tests.conftest import REPOSITORY
 
 
 def deployment(status: str = "running", **fields) -> Deployment:
     values = {"min_replicas": 1, "max_replicas": 2, "reason": None, **fields}
+    values = {"id": "dep-1", "model_id": "tiny", **values}
     return Deployment(
-        id="dep-1",
         project_id="proj-1",
-        model_id="tiny",
         engine="vllm",
         options={},
         created_at=0.0,
@@ -20,10 +21,10 @@ def deployment(status: str = "running", **fields) -> Deployment:
     )
 
 
-def replica(name: str, state: str = "ready") -> Replica:
+def replica(name: str, state: str = "ready", deployment_id: str = "dep-1") -> Replica:
     return Replica(
-        id=f"dep-1-{name}",
-        deployment_id="dep-1",
+        id=f"{deployment_id}-{name}",
+        deployment_id=deployment_id,
         url="http://127.0.0.1:1",
         engine_model="tiny",
         state=ReplicaState(state),
@@ -57,3 +58,35 @@ def test_reason_of_a_failure_is_shown():
 
 def test_refused_and_deleted_deployments_are_not_waited_for():
     assert _unready((deployment("refused"), deployment("running", deleted_at=1.0)), ()) == ""
+
+
+def test_refused_deployments_are_named_with_their_reasons():
+    refused = deployment("refused", reason="needs 30 GiB of 20 GiB")
+    gone = deployment("refused", reason="old", deleted_at=1.0)
+    assert _refused((deployment(), refused, gone)) == ("tiny: needs 30 GiB of 20 GiB",)
+
+
+def _deployments(*models: str) -> tuple[Deployment, ...]:
+    return tuple(deployment(id=f"dep-{i}", model_id=name) for i, name in enumerate(models))
+
+
+@pytest.mark.parametrize(
+    ("ready", "preferred", "found"),
+    [
+        ((0, 1, 2, 3, 4), "smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ((0, 1, 2, 4), "smollm2-135m-instruct", "qwen3-8b"),
+        ((0, 1, 4), None, "somebody-elses"),
+        ((0, 1), "smollm2-135m-instruct", None),
+        ((), "smollm2-135m-instruct", None),
+    ],
+)
+def test_first_request_names_a_chat_model_that_answers(ready, preferred, found):
+    deployments = _deployments(
+        # An embedding model and one that is not tuned for chat come first.
+        *("all-minilm-l6-v2", "gemma-3-270m", "qwen3-8b"),
+        *("smollm2-135m-instruct", "somebody-elses"),
+    )
+    live = tuple(replica("a", deployment_id=f"dep-{i}") for i in ready)
+    catalog = load_catalog(REPOSITORY / "models")
+    assert {"all-minilm-l6-v2", "gemma-3-270m", "qwen3-8b"} <= set(catalog)
+    assert _chat_model(deployments, live, catalog, preferred=preferred) == found

@@ -37,7 +37,7 @@ def test_external_engine_is_never_started():
 
 @pytest.mark.parametrize(
     "change",
-    [{"task": "embed"}, {"max_loras": 1}, {"tensor_parallel_size": 2}, {"tool_call_parser": "x"}],
+    [{"task": "embed"}, {"max_loras": 1}, {"tensor_parallel_size": 2}],
 )
 def test_transformers_refuses_what_it_cannot_do(change):
     engine = get_engine("transformers")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maas.core.errors import ConfigError
-from maas.engines.contract import EngineSpec
+from maas.engines.contract import EngineSpec, for_model
 from maas.engines.prometheus import read_samples
 from maas.engines.vllm import VllmEngine, load_of
 
@@ -98,6 +98,22 @@ def test_tool_parser_turns_tools_on():
     assert "--enable-auto-tool-choice" not in VLLM.command(SPEC)
     flags = pairs(VLLM.command(replace(SPEC, tool_call_parser="hermes")))
     assert flags["--tool-call-parser"] == "hermes"
+
+
+def test_reasoning_parser_is_handed_on():
+    assert "--reasoning-parser" not in VLLM.command(SPEC)
+    flags = pairs(VLLM.command(replace(SPEC, reasoning_parser="qwen3")))
+    assert flags["--reasoning-parser"] == "qwen3"
+
+
+def test_a_model_offers_no_more_than_it_and_its_engine_can():
+    both = for_model(VLLM.capabilities, "generate", has_chat=True, has_tools=True)
+    assert (both.chat, both.tools, both.embeddings) == (True, True, False)
+    base = for_model(VLLM.capabilities, "generate", has_chat=False, has_tools=True)
+    assert (base.chat, base.tools, base.completions) == (False, False, True)
+    assert not for_model(VLLM.capabilities, "generate", has_chat=True, has_tools=False).tools
+    embedder = for_model(VLLM.capabilities, "embed", has_chat=True, has_tools=True)
+    assert (embedder.chat, embedder.tools, embedder.embeddings) == (False, False, True)
 
 
 def test_load_sums_engines_and_ignores_names_that_only_start_alike():

@@ -1,5 +1,5 @@
 from maas.engines.contract import EngineLoad
-from maas.engines.watch import HangDetector
+from maas.engines.watch import HangDetector, observed
 
 
 def busy(num_tokens: float | None) -> EngineLoad:
@@ -61,3 +61,28 @@ def test_an_answer_ends_the_suspicion():
     assert detector.reason
     detector.saw(EngineLoad(), 11)
     assert detector.reason is None
+
+
+def _watched(loads_and_cpu, *, num_unanswered: int, timeout_s: float = 10) -> str | None:
+    """Return the verdict after one sample a second."""
+    detector = HangDetector(timeout_s=timeout_s)
+    for second, (load, cpu_s) in enumerate(loads_and_cpu):
+        detector.saw(observed(load, num_unanswered=num_unanswered, cpu_s=cpu_s), second)
+    return detector.reason
+
+
+def test_engine_that_counts_no_tokens_hangs_when_a_probe_waits_and_nothing_computes():
+    # What its front end uses for answering /health is no work.
+    idle_cpu = [(EngineLoad(), 20.1 + 0.002 * second) for second in range(12)]
+    assert _watched(idle_cpu, num_unanswered=1) is not None
+    assert _watched(idle_cpu, num_unanswered=0) is None
+
+
+def test_engine_that_counts_no_tokens_is_busy_while_it_computes():
+    computing = [(EngineLoad(), 20.0 + 0.5 * second) for second in range(100)]
+    assert _watched(computing, num_unanswered=1) is None
+
+
+def test_tokens_count_for_more_than_processor_time():
+    spinning = [(EngineLoad(num_tokens_total=5.0), float(second)) for second in range(12)]
+    assert _watched(spinning, num_unanswered=1) is not None

@@ -52,7 +52,8 @@ def main() -> None:
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if mode == "chatty":
-        for number in range(3000):
+        # More than a pipe holds: however late its reader is, it reads more than once.
+        for number in range(12_000):
             write(f"line {number:06d}")
     start_core()
     if mode == "deaf":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from maas.core.errors import DoesNotFit, EngineUnreachable, SourceUnreachable
-from maas.serving.controller import Application, ApplicationState, Reconciler, backoff_s
+from maas.serving.controller import Application, ApplicationState, Reconciler
 from maas.store.deployments import DeploymentRepository
 from maas.store.records import DeploymentStatus, Replica, ReplicaState
 from maas.store.replicas import ReplicaRepository
@@ -95,7 +95,7 @@ class World:
         )
         return made.id
 
-    def ready(self, deployment_id, name="a") -> None:
+    def ready(self, deployment_id, name="a", state=ReplicaState.READY) -> None:
         self.cluster.running[deployment_id] = Application(ApplicationState.RUNNING)
         self.replicas.publish(
             Replica(
@@ -103,7 +103,7 @@ class World:
                 deployment_id=deployment_id,
                 url="http://127.0.0.1:1",
                 engine_model="m",
-                state=ReplicaState.READY,
+                state=state,
                 started_at=self.clock.now(),
                 expires_at=self.clock.now() + 5,
             )
@@ -196,13 +196,45 @@ async def test_failed_start_shows_its_reason_and_backs_off_longer_each_time(worl
     assert pauses == [2, 4, 8]
 
 
-async def test_success_forgets_earlier_failures(world):
+async def test_success_forgives_earlier_failures_only_after_it_has_lasted(world):
     made = world.deploy()
     await world.step()
     world.deployments.record_failure(made, "once")
-    world.ready(made)
+    for passed_s, num_failures in ((0, 1), (30, 1), (29, 1), (2, 0)):
+        world.clock.advance(passed_s)
+        world.ready(made)
+        await world.step()
+        assert world.seen(made).status is DeploymentStatus.RUNNING
+        assert world.seen(made).num_failures == num_failures
+
+
+async def test_engine_that_starts_and_soon_dies_again_and_again_backs_off_longer(world):
+    made = world.deploy()
+    pauses = []
+    for number in range(4):
+        await world.step()
+        world.ready(made, f"life-{number}")
+        await world.step()
+        assert world.seen(made).status is DeploymentStatus.RUNNING
+        world.clock.advance(5)
+        world.deployments.record_failure(made, "the engine's process ended")
+        world.cluster.running[made] = Application(ApplicationState.FAILED)
+        await world.step()
+        pauses.append(world.seen(made).retry_at - world.clock.now())
+        world.clock.advance(pauses[-1] + 1)
+    assert pauses == [2, 4, 8, 16]
+
+
+async def test_one_replica_that_keeps_failing_beside_a_sound_one_is_not_forgiven(world):
+    made = world.deploy(min_replicas=1, max_replicas=2)
     await world.step()
-    assert world.seen(made).num_failures == 0
+    world.deployments.record_failure(made, "the second replica's engine ended")
+    for _ in range(100):
+        world.clock.advance(1)
+        world.ready(made, "sound")
+        world.ready(made, "failing", ReplicaState.STARTING)
+        await world.step()
+    assert world.seen(made).num_failures == 1
 
 
 async def test_weights_being_prepared_show_progress_and_block_nobody(world):
@@ -254,5 +286,49 @@ async def test_one_failing_deployment_does_not_keep_the_others_waiting(world):
     assert [plan.deployment_id for plan in world.cluster.applied] == [fine]
 
 
-def test_backoff_doubles_up_to_its_bound():
-    assert [backoff_s(n, 60) for n in (0, 1, 2, 3, 10)] == [2, 2, 4, 8, 60]
+async def test_answer_of_an_external_engine_forgives_its_failures_at_once(world):
+    made = world.deploy(engine="external")
+    world.planner.external_error = EngineUnreachable("no answer")
+    await world.step()
+    assert world.seen(made).num_failures == 1
+    world.planner.external_error = None
+    world.clock.advance(3)
+    await world.step()
+    seen = world.seen(made)
+    assert (seen.status, seen.num_failures, seen.reason) == (DeploymentStatus.RUNNING, 0, None)
+
+
+async def test_failure_that_a_replica_records_during_a_pass_is_not_overwritten(world):
+    made = world.deploy()
+    await world.step()
+    world.ready(made)
+    await world.step()
+    world.deployments.record_failure(made, "the first")
+    look = world.cluster.applications
+
+    async def fail_meanwhile():
+        # Between the controller's reading of the store and its writing.
+        world.deployments.record_failure(made, "the second")
+        return await look()
+
+    world.cluster.applications = fail_meanwhile
+    await world.step()
+    assert (world.seen(made).num_failures, world.seen(made).reason) == (2, "the second")
+    world.cluster.applications = look
+    await world.step()
+    assert (world.seen(made).num_failures, world.seen(made).reason) == (2, None)
+
+
+async def test_reason_recorded_during_the_pass_that_restarts_is_the_one_shown(world):
+    made = world.deploy()
+    await world.step()
+
+    async def fail_meanwhile():
+        world.deployments.record_failure(made, "the engine's words")
+        return {made: Application(ApplicationState.FAILED, "serve's words")}
+
+    world.cluster.applications = fail_meanwhile
+    await world.step()
+    failed = world.seen(made)
+    assert (failed.reason, failed.num_failures) == ("the engine's words", 1)
+    assert failed.retry_at == world.clock.now() + 2

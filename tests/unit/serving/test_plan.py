@@ -1,4 +1,6 @@
-"""Options, plans and the number of replicas: what is refused, what makes a new engine."""
+"""Options and plans: what is refused, what makes a new engine."""
+
+from dataclasses import replace
 
 import pytest
 
@@ -6,8 +8,7 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Gpu, Machine
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.serving.options import parse_options
-from maas.serving.plan import make_plan
-from maas.serving.scaling import num_replicas_for
+from maas.serving.plan import make_plan, size_up
 from maas.store.records import Deployment
 from tests.conftest import REPOSITORY
 
@@ -56,7 +57,7 @@ def test_too_large_model_is_refused_with_numbers_and_advice(catalog):
     wanted = _deployment("llama-2-13b-chat")
     with pytest.raises(DoesNotFit, match=r"needs \d+\.\d+ GiB .* of 20\.00 GiB"):
         make_plan(wanted, catalog["llama-2-13b-chat"], MACHINE)
-    assert make_plan(wanted, catalog["llama-2-13b-chat"], MACHINE, check_fit=False)
+    assert make_plan(wanted, catalog["llama-2-13b-chat"], MACHINE, num_to_fit=0)
 
 
 def test_more_ranks_than_gpus_are_refused(catalog):
@@ -87,22 +88,45 @@ def test_option_that_makes_no_sense_is_named(options, words):
         parse_options(options)
 
 
-@pytest.mark.parametrize(
-    ("ongoing", "current", "wanted"),
-    [
-        (0, 1, 1),
-        (16, 1, 1),
-        (17, 1, 2),
-        (33, 1, 3),
-        (500, 1, 4),
-        (31, 2, 2),
-        (29, 3, 2),
-        (31, 3, 3),
-        (1, 3, 1),
-    ],
-)
-def test_replicas_follow_the_load_between_their_bounds(ongoing, current, wanted):
-    found = num_replicas_for(
-        ongoing=ongoing, target=16, current=current, min_replicas=1, max_replicas=4
-    )
-    assert found == wanted
+def test_all_replicas_asked_for_must_fit_and_the_refusal_says_how_many_do(catalog):
+    card = catalog["smollm2-135m-instruct"]
+    each = make_plan(_deployment(), card, MACHINE).memory_bytes
+    room = replace(MACHINE, memory_available_bytes=3 * each + GIB // 2)
+    assert make_plan(_deployment(bounds=(1, 3)), card, room, num_to_fit=3)
+    with pytest.raises(DoesNotFit, match=r"4 replicas .* needs \d\.\d+ GiB of .* 3 would fit"):
+        make_plan(_deployment(bounds=(1, 4)), card, room, num_to_fit=4)
+    # Two of the four run already: what they hold is not in what is free.
+    assert make_plan(_deployment(bounds=(1, 4)), card, room, num_to_fit=4, held_bytes=2 * each)
+
+
+def test_each_replica_takes_gpus_of_its_own(catalog):
+    machine = replace(MACHINE, gpus=(Gpu("one", 80 * GIB), Gpu("two", 80 * GIB)))
+    card = catalog["llama-2-7b-chat"]
+    wanted = _deployment("llama-2-7b-chat", bounds=(1, 3))
+    assert make_plan(wanted, card, machine, num_to_fit=2)
+    with pytest.raises(DoesNotFit, match=r"each takes 1 of the 2 GPUs; 2 would fit"):
+        make_plan(wanted, card, machine, num_to_fit=3)
+
+
+def test_gpu_needs_room_for_one_full_sequence_and_not_for_a_whole_batch(catalog):
+    machine = replace(MACHINE, gpus=(Gpu("one", 24 * GIB),))
+    _, fit = size_up(catalog["llama-2-7b-chat"], machine, parse_options({}))
+    assert fit.kv_bytes == fit.kv_bytes_per_token * fit.max_model_len
+    assert fit.full_kv_bytes == fit.kv_bytes * fit.max_num_seqs > 24 * GIB
+    assert fit.fits
+
+
+def test_check_counts_what_a_start_takes(catalog):
+    card = catalog["smollm2-135m-instruct"]
+    options = {"max_model_len": 1024, "max_num_seqs": 4}
+    tuning, fit = size_up(card, MACHINE, parse_options(options))
+    plan = make_plan(_deployment(**options), card, MACHINE)
+    assert (fit.total_bytes, fit.kv_bytes) == (plan.memory_bytes, plan.spec.kv_cache_bytes)
+    assert tuning.spec == plan.spec
+
+
+def test_engine_that_does_not_report_its_load_is_not_scaled_by_it(catalog):
+    card = catalog["smollm2-135m-instruct"]
+    with pytest.raises(ConfigError, match="does not report its load"):
+        make_plan(_deployment(engine="transformers", bounds=(1, 2)), card, MACHINE)
+    assert make_plan(_deployment(engine="transformers", bounds=(2, 2)), card, MACHINE)

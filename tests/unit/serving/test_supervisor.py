@@ -9,7 +9,7 @@ import textwrap
 import psutil
 import pytest
 
-from maas.serving.supervisor import ProcessSpec, SupervisedProcess, Supervisor, backoff_s
+from maas.serving.supervisor import ProcessSpec, SupervisedProcess, Supervisor
 
 
 def _module(tmp_path, monkeypatch, name: str, body: str) -> list[str]:
@@ -73,10 +73,6 @@ async def test_cleaning_up_happens_before_every_start(tmp_path, monkeypatch):
     await _until(lambda: len(calls) >= 2)
     await supervisor.stop()
     assert supervisor.processes[0].num_restarts >= 1
-
-
-def test_pauses_double_and_are_bounded():
-    assert [backoff_s(n) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, 30.0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -118,7 +118,7 @@ def test_last_words_of_an_engine_are_kept_whatever_they_hold(database, clock):
     )
     deployments.record_failure(made.id, "died\0 \ud800 " + "x" * 5000)
     assert deployments.get(made.id).reason.startswith("died ? x")
-    deployments.observe(made.id, status=DeploymentStatus.FAILED, reason="\0again")
+    deployments.observe(made.id, status=DeploymentStatus.FAILED, reason="\0again", seen_failures=1)
     assert deployments.get(made.id).reason == "again"
 
 

@@ -1,6 +1,7 @@
 """Desired state: what gateways read, and when they have to read it anew."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,7 +82,9 @@ def test_heartbeats_and_observations_leave_the_revision_alone(
 ):
     before = state.read().revision
     replicas.publish(_replica(deployment, clock))
-    deployments.observe(deployment.id, status=DeploymentStatus.RUNNING, reason=None)
+    deployments.observe(
+        deployment.id, status=DeploymentStatus.RUNNING, reason=None, seen_failures=0
+    )
     assert state.read().revision == before
 
 
@@ -128,8 +131,44 @@ def test_forgetting_a_deployment_takes_its_leases_along(replicas, deployments, d
 
 def test_deleted_deployment_keeps_saying_so(deployments, deployment):
     deployments.delete(deployment.id)
-    deployments.observe(deployment.id, status=DeploymentStatus.RUNNING, reason=None)
+    deployments.observe(
+        deployment.id, status=DeploymentStatus.RUNNING, reason=None, seen_failures=0
+    )
     assert deployments.get(deployment.id).status is DeploymentStatus.DELETING
+
+
+def test_observation_older_than_a_failure_changes_nothing(deployments, deployment):
+    seen = deployments.get(deployment.id)
+    assert deployments.record_failure(deployment.id, "died") == 1
+    is_written = deployments.observe(
+        deployment.id,
+        status=DeploymentStatus.RUNNING,
+        reason=None,
+        seen_failures=seen.num_failures,
+        is_forgiven=True,
+    )
+    assert not is_written
+    found = deployments.get(deployment.id)
+    assert (found.num_failures, found.reason) == (1, "died")
+
+
+def test_observation_keeps_the_count_unless_it_forgives(deployments, deployment):
+    deployments.record_failure(deployment.id, "died")
+    for is_forgiven, num_failures in ((False, 1), (True, 0)):
+        assert deployments.observe(
+            deployment.id,
+            status=DeploymentStatus.RUNNING,
+            reason=None,
+            seen_failures=1,
+            is_forgiven=is_forgiven,
+        )
+        assert deployments.get(deployment.id).num_failures == num_failures
+
+
+def test_failures_recorded_at_once_are_all_counted(deployments, deployment):
+    with ThreadPoolExecutor(8) as pool:
+        counts = list(pool.map(lambda _: deployments.record_failure(deployment.id, "x"), range(24)))
+    assert sorted(counts) == list(range(1, 25))
 
 
 @pytest.mark.parametrize("bounds", [(0, 0), (0, 1), (2, 1), (-1, 1), (1, 100_000)])
@@ -139,11 +178,28 @@ def test_impossible_replica_bounds_are_refused(deployments, deployment, bounds):
 
 
 def test_scaling_gives_a_failed_deployment_another_try(deployments, deployment):
-    deployments.observe(
-        deployment.id, status=DeploymentStatus.FAILED, reason="no", num_failures=4, retry_at=9e9
-    )
+    assert deployments.record_failure(deployment.id, "no") == 1
+    deployments.postpone(deployment.id, status=DeploymentStatus.FAILED, reason="no", retry_at=9e9)
     tried = deployments.scale(deployment.id, min_replicas=1, max_replicas=1)
     assert (tried.status, tried.num_failures, tried.retry_at) == ("pending", 0, None)
+
+
+def test_new_start_tries_what_was_refused_or_failed_again(deployments, deployment):
+    deployments.record_failure(deployment.id, "no")
+    for status in (DeploymentStatus.REFUSED, DeploymentStatus.FAILED):
+        deployments.postpone(deployment.id, status=status, reason="no", retry_at=9e9)
+        deployments.try_again()
+        tried = deployments.get(deployment.id)
+        assert (tried.status, tried.reason, tried.retry_at) == ("pending", None, None)
+        assert tried.num_failures == 0
+
+
+def test_new_start_leaves_what_ran_as_it_is(deployments, deployment):
+    deployments.observe(
+        deployment.id, status=DeploymentStatus.RUNNING, reason=None, seen_failures=0
+    )
+    deployments.try_again()
+    assert deployments.get(deployment.id).status is DeploymentStatus.RUNNING
 
 
 def test_lease_of_a_role_is_held_by_one_until_it_runs_out(database, clock):
