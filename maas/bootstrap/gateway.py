@@ -141,7 +141,8 @@ async def run(settings: Settings) -> None:
             server.should_exit = True
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
     serving = [
         # _serve, not serve: that one takes over signals of the whole process.
         asyncio.create_task(server._serve(sockets=[listener]))

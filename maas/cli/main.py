@@ -8,6 +8,7 @@ from maas.cli import audit, deploy, key, limit, model, org, price, project
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
+from maas.cli.processes import controller, gateway
 from maas.cli.status import status
 from maas.cli.tenants import person
 from maas.cli.up import up
@@ -33,6 +34,8 @@ app.command()(up)
 app.command()(status)
 app.command()(doctor)
 app.command()(chat)
+app.command()(gateway)
+app.command()(controller)
 app.command()(usage)
 app.add_typer(audit.app, name="audit")
 app.add_typer(deploy.app, name="deploy")
