@@ -12,7 +12,7 @@ class WebhookRow(Base):
     """An address that events of an organisation are sent to; the signing secret is sealed."""
 
     __tablename__ = "webhooks"
-    __audit__: ClassVar[str] = "webhook"
+    __audit__: ClassVar[str | None] = "webhook"
     __audit_hidden__: ClassVar[frozenset[str]] = frozenset({"secret"})
     id: Mapped[str] = mapped_column(primary_key=True)
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
