@@ -5,6 +5,7 @@ the engine behind the model ``tiny`` is a fake one. Limits over both gateways be
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -100,8 +101,14 @@ class Site:
             "MAAS_DATABASE_URL": self.url,
         }
         self._start(f"gateway-{number}", ["maas", "gateway", *ports], **environment)
-        self.gateways[number] = f"http://127.0.0.1:{port}"
-        self.wait_answers(self.key, 200)
+        self.gateways[number] = url = f"http://127.0.0.1:{port}"
+
+        def is_ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/readyz").status_code == 200
+            return False
+
+        self.wait(is_ready, "the gateway that was started again")
 
     def start_controller(self) -> None:
         name = f"controller-{len(self.processes)}"
