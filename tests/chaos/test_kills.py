@@ -111,7 +111,7 @@ def test_ray_head_killed_brings_the_same_deployments_back(platform, victim):
 
 def test_deleting_a_deployment_lets_open_answers_finish(platform):
     (deployment,) = {r["deployment_id"] for r in platform.replicas()}
-    body = {"model": MODEL, "stream": True, "max_tokens": 150, "prompt": "Once upon a time"}
+    body = {"model": MODEL, "stream": True, "max_tokens": 80, "prompt": "Once upon a time"}
     with (
         platform.client() as client,
         client.stream("POST", "/v1/completions", json=body) as answer,

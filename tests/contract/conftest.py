@@ -144,7 +144,7 @@ def smollm2_dir_if_wanted(request: pytest.FixtureRequest) -> Path | None:
 async def pool(
     tmp_path_factory: pytest.TempPathFactory, smollm2_dir_if_wanted: Path | None
 ) -> AsyncIterator[EnginePool]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=240)) as client:
         pool = EnginePool(client, tmp_path_factory.mktemp("engines"), smollm2_dir_if_wanted)
         try:
             yield pool
