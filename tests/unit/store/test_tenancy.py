@@ -12,7 +12,7 @@ from maas.store.limits import LimitKey
 from maas.store.pages import Window
 from maas.store.projects import ProjectChange
 from maas.store.records import LimitScope, Priority, Role
-from maas.store.state import StateReader, ensure_project
+from maas.store.state import EXPIRED_KNOWN_S, StateReader, ensure_project
 from maas.store.tenancy import open_tenancy
 
 
@@ -265,3 +265,25 @@ def test_step_that_fails_in_a_joint_transaction_takes_only_itself_back(
         tenancy.projects.create(organization.id, "b")
     page = tenancy.projects.list(organization.id, Window())
     assert [item.name for item in page.items] == ["default", "a", "b"]
+
+
+def test_gateways_need_not_know_keys_that_are_over(tenancy, database, clock, project):
+    reader = StateReader(database, clock)
+    kept, _ = tenancy.keys.create(project_id=project.id, name="kept")
+    gone, _ = tenancy.keys.create(project_id=project.id, name="gone")
+    timed = KeyTerms(expires_at=clock.now() + 10)
+    ended, _ = tenancy.keys.create(project_id=project.id, name="ended", terms=timed)
+    tenancy.keys.revoke(gone.id)
+    clock.advance(11)
+    # Its owner is told for a while that it has expired.
+    assert {key.id for key in reader.read().keys} == {kept.id, ended.id}
+    clock.advance(EXPIRED_KNOWN_S)
+    assert {key.id for key in reader.read().keys} == {kept.id}
+
+
+def test_project_that_is_there_is_found_without_a_change(database, clock):
+    first = ensure_project(database, clock)
+    revision = StateReader(database, clock).read().revision
+    assert ensure_project(database, clock) == first
+    assert StateReader(database, clock).read().revision == revision
+    assert ensure_project(database, clock, "other") != first
