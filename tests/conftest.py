@@ -44,6 +44,13 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that a test may stop."""
+    with postgres_server() as server:
+        yield server
+
+
 @contextmanager
 def fresh_store(request: pytest.FixtureRequest, folder: Path, *, migrated: bool) -> Iterator[str]:
     """Make a store of the kind that the test's parameter names; yield its URL."""

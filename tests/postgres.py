@@ -27,10 +27,9 @@ from maas.store.database import Database
 NOBODY = 65534
 START_TIMEOUT_S = 30
 _TEMPLATE = "migrated"
-# Nothing here must survive a power cut.
+# Nothing here must survive a power cut (but it must survive a kill).
 _SETTINGS = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "autovacuum": "off",
     "shared_buffers": "32MB",

@@ -11,6 +11,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from maas.bootstrap.child import begin
+from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
@@ -83,6 +84,7 @@ def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
     secrets = SecretBox(settings.home)
     ledger = Ledger(store.database, store.clock, settings.ledger_dir)
+    ledger.tariff.sync(card_prices(load_catalog(settings.models_dir)))
     return create_gateway(
         settings.gateway,
         Sources(store.state, store.leases, ledger.tariff),
@@ -139,7 +141,8 @@ async def run(settings: Settings) -> None:
             server.should_exit = True
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
     serving = [
         # _serve, not serve: that one takes over signals of the whole process.
         asyncio.create_task(server._serve(sockets=[listener]))

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maas.core.clock import Clock, SystemClock
+from maas.core.clock import Clock
 from maas.core.settings import Settings, load_settings
 from maas.store.aliases import AliasRepository
+from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
 from maas.store.keys import KeyRepository
@@ -43,7 +44,7 @@ def open_store(settings: Settings) -> Store:
     settings.home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url, settings.store)
     database.migrate(backups_dir=settings.backups_dir)
-    clock = SystemClock()
+    clock = StoreClock(database)
     tenancy = open_tenancy(database, clock)
     return Store(
         database=database,
@@ -58,9 +59,14 @@ def open_store(settings: Settings) -> Store:
     )
 
 
-def save_settings(settings: Settings) -> Path:
-    """Write the resolved settings where the platform's other processes read them."""
-    path = settings.home / "run" / "settings.json"
+def save_settings(settings: Settings, *, name: str = "settings") -> Path:
+    """Write the resolved settings where the platform's other processes read them.
+
+    Args:
+        settings: What to write.
+        name: Of the file; processes with settings of their own have one of their own.
+    """
+    path = settings.home / "run" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
     values = settings.model_dump(mode="json")

@@ -87,7 +87,7 @@ def _prepare(settings: Settings) -> Store:
     address_file(settings).unlink(missing_ok=True)
     if settings.serving.ray_address is None:
         # The last run's engines are gone; a lease of theirs would be a promise nobody keeps.
-        store.replicas.clear()
+        store.replicas.clear_local()
         # Refusals and failures of the last run say nothing of this one.
         store.deployments.try_again()
     # The key last: a first start that was refused is still the first one next time.

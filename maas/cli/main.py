@@ -4,13 +4,15 @@ import sys
 
 import typer
 
-from maas.cli import audit, deploy, key, limit, model, org, project
+from maas.cli import audit, deploy, key, limit, model, org, price, project
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
+from maas.cli.processes import controller, gateway
 from maas.cli.status import status
 from maas.cli.tenants import person
 from maas.cli.up import up
+from maas.cli.usage import usage
 from maas.core.errors import MaasError
 from maas.store.actor import act_as
 
@@ -32,12 +34,16 @@ app.command()(up)
 app.command()(status)
 app.command()(doctor)
 app.command()(chat)
+app.command()(gateway)
+app.command()(controller)
+app.command()(usage)
 app.add_typer(audit.app, name="audit")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(key.app, name="key")
 app.add_typer(limit.app, name="limit")
 app.add_typer(model.app, name="model")
 app.add_typer(org.app, name="org")
+app.add_typer(price.app, name="price")
 app.add_typer(project.app, name="project")
 
 

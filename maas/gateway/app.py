@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.health import routes as health
 from maas.gateway.models import routes as models
 from maas.gateway.organization import routes as organization
-from maas.gateway.organization.spend_limits.service import Spent
 from maas.gateway.relay.access import AccessLog
 from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
@@ -45,7 +43,6 @@ from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
-from maas.store.records import LimitScope
 from maas.store.tenancy import Tenancy
 
 RELAYED = {
@@ -173,13 +170,8 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-def _nothing_spent(_scope: LimitScope, _scope_id: str) -> Decimal:
-    """Stand for a ledger where there is none."""
-    return Decimal(0)
-
-
 def _control_plane(
-    relay: Relay, snapshots: SnapshotReader, tenancy: Tenancy, spent: Spent
+    relay: Relay, snapshots: SnapshotReader, tenancy: Tenancy, ledger: Ledger
 ) -> FastAPI:
     app = FastAPI(
         title="maas",
@@ -192,7 +184,8 @@ def _control_plane(
     app.state.relay = relay
     app.state.snapshots = snapshots
     app.state.tenancy = tenancy
-    app.state.spent = spent
+    app.state.spent = ledger.usage.spent_this_month
+    app.state.usage = ledger.usage
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(organization.router)
@@ -232,7 +225,6 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     connect: Connect,
     sealing: Sealing,
     access_log: Path,
-    spent: Spent = _nothing_spent,
 ) -> Gateway:
     """Put a gateway together.
 
@@ -244,7 +236,6 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         sealing: Of answers that are kept for repeated requests.
-        spent: What an organisation or a project has spent this month.
         access_log: File of the access log.
     """
     meter, router = Meter(), Router()
@@ -279,7 +270,7 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     GCCollector(registry=registry)
     relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
     control = ControlWrites(
-        _control_plane(relay, snapshots, tenancy, spent),
+        _control_plane(relay, snapshots, tenancy, ledger),
         relay=relay,
         snapshots=snapshots,
         database=tenancy.database,

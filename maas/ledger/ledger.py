@@ -12,6 +12,7 @@ from maas.ledger.books import Books
 from maas.ledger.recovery import recover
 from maas.ledger.spender import Spender
 from maas.ledger.tariff import Tariff
+from maas.ledger.usage import UsageReader
 from maas.ledger.wal import WriteAheadLog
 from maas.store.database import Database
 
@@ -31,11 +32,13 @@ class Ledger:
     Attributes:
         spender: This gateway's purse.
         tariff: Prices.
+        usage: What was used, and what it cost.
     """
 
     def __init__(self, database: Database, clock: Clock, folder: Path) -> None:
         self.clock = clock
         self.tariff = Tariff(database, clock)
+        self.usage = UsageReader(database, clock)
         self._folder = folder
         self._books = Books(database, clock)
         self.spender = Spender(self._books, WriteAheadLog(folder, new_id("spender")), clock)

@@ -138,6 +138,10 @@ class PriceBook:
     def __init__(self, prices: Mapping[tuple[str, str], Price]) -> None:
         self._prices = prices
 
+    def all(self) -> list[Price]:
+        """Return every price in force, by model and tier."""
+        return [self._prices[pair] for pair in sorted(self._prices)]
+
     def price_of(self, model_id: str, tier: str = "default") -> Price:
         """Return the price of a model in a tier."""
         found = self._prices.get((model_id, tier)) or self._prices.get((model_id, "default"))

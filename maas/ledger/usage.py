@@ -7,9 +7,12 @@ from decimal import Decimal
 from sqlalchemy import BigInteger, RowMapping, cast, func, literal, select, type_coerce
 from sqlalchemy.orm import Session
 
+from maas.core.clock import Clock
+from maas.ledger.caps import Cap, Metric, subject_of
 from maas.store.database import Database
 from maas.store.ledger_tables import JournalRow
 from maas.store.money import from_nanos
+from maas.store.records import LimitScope
 
 WIDTHS = {"1m": 60, "1h": 3600, "1d": 86_400}
 COUNTS = (
@@ -29,6 +32,13 @@ GROUPS = {
     "endpoint": JournalRow.endpoint,
     "service_tier": JournalRow.tier,
     "exactness": JournalRow.exactness,
+}
+
+_COLUMN_OF = {
+    LimitScope.ORGANIZATION: "organization_id",
+    LimitScope.PROJECT: "project_id",
+    LimitScope.KEY: "api_key_id",
+    LimitScope.MODEL: "model",
 }
 
 
@@ -71,8 +81,21 @@ class UsageRow:
 class UsageReader:
     """Reads the journal."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
+
+    def spent_this_month(self, scope: LimitScope, scope_id: str) -> Decimal:
+        """Return what an organisation, project, key or model cost since the month began (UTC)."""
+        cap = Cap(Metric.MONTHLY_BUDGET, subject_of(scope.value, scope_id), 0)
+        window = cap.window(self._clock.now())
+        column = GROUPS[_COLUMN_OF[scope]]
+        total = func.sum(type_coerce(JournalRow.amount, BigInteger))
+        with self._database.read() as session:
+            nanos = session.scalar(
+                select(total).where(JournalRow.at >= window.start, column == scope_id)
+            )
+        return from_nanos(int(nanos or 0))
 
     def read(self, query: UsageQuery) -> list[UsageRow]:
         """Return sums by bucket and group, oldest bucket first."""

@@ -120,6 +120,19 @@ class Reconciler:
         self._progress: dict[str, str] = {}
         self._steady = SteadyState(max(STABLE_AFTER_S, max_backoff_s))
 
+    async def run(self, interval_s: float) -> None:
+        """Run passes until cancelled; one that fails does not keep the next from its turn."""
+        try:
+            while True:
+                try:
+                    await self.step()
+                except MaasError as error:
+                    log.error("this pass failed, the next one tries again: %s", error.message)
+                await asyncio.sleep(interval_s)
+        finally:
+            for task in self._preparing.values():
+                task.cancel()
+
     async def step(self) -> None:
         """Run one pass. A deployment that fails does not keep the others from their turn."""
         wanted = await asyncio.to_thread(self._deployments.list)

@@ -10,6 +10,10 @@ from maas.store.records import Deployment, Replica, ReplicaState
 from maas.store.replicas import ReplicaRepository
 from maas.store.secrets import SecretBox
 
+# Nobody probes while leadership moves from a killed controller to another, and an engine that
+# does not answer is withdrawn by whoever sees it: its lease must outlast the controllers' own.
+_LEASE_TTLS = 3
+
 
 async def publish_external(
     deployment: Deployment,
@@ -49,6 +53,6 @@ async def publish_external(
         engine_model=engine_model,
         state=ReplicaState.READY,
         started_at=deployment.created_at,
-        expires_at=now + lease_ttl_s,
+        expires_at=now + _LEASE_TTLS * lease_ttl_s,
     )
     await asyncio.to_thread(replicas.publish, lease)

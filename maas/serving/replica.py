@@ -14,7 +14,6 @@ import time
 import aiohttp
 from ray import serve
 
-from maas.core.clock import SystemClock
 from maas.core.errors import EngineError, MaasError
 from maas.core.settings import Settings
 from maas.engines.contract import EngineLoad
@@ -27,6 +26,7 @@ from maas.serving.cpu_share import CpuShare
 from maas.serving.drain import drain
 from maas.serving.plan import DeploymentPlan, prepare_weights
 from maas.serving.scaling import load_metrics
+from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
 from maas.store.records import Replica, ReplicaState
@@ -58,7 +58,7 @@ class EngineReplica:
         self._serving = settings.serving
         self._adapter = get_engine(plan.engine)
         database = Database(settings.resolved_database_url, settings.store)
-        clock = SystemClock()
+        clock = StoreClock(database)
         self._clock = clock
         self._replicas = ReplicaRepository(database, clock)
         self._deployments = DeploymentRepository(database, clock)

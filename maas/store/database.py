@@ -49,6 +49,11 @@ class Database:
         """Whether the store is a file that no other machine can use."""
         return self.engine.dialect.name == "sqlite"
 
+    @property
+    def clock_offset_s(self) -> float | None:
+        """The server's time less ``time.monotonic``; none for a file, or before a connection."""
+        return self._dialect.clock_offset_s
+
     @contextmanager
     def read(self) -> Generator[Session]:
         """Open a session that sees one consistent state and writes nothing."""

@@ -6,6 +6,7 @@ advisory lock first. So no write fails half way with a deadlock or a serializati
 what holds on one database holds on the other (docs/adr/0007).
 """
 
+import time
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -39,13 +40,22 @@ def parse_url(text: str) -> URL:
             param="database_url",
         ) from None
     if backend in {"postgresql", "postgres"}:
-        return url.set(drivername="postgresql+psycopg")
+        return _with_password_in_place(url.set(drivername="postgresql+psycopg"))
     if backend == "sqlite":
         return url.set(drivername="sqlite")
     raise ConfigError(
         f"setting 'database_url' (MAAS_DATABASE_URL): {backend!r} is not supported: want {_DRAWN}",
         param="database_url",
     )
+
+
+def _with_password_in_place(url: URL) -> URL:
+    """Return a URL whose password is where it is masked when the URL is printed."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    password = given if isinstance(given, str) else given[-1]
+    return url.difference_update_query(["password"]).set(password=password)
 
 
 def shown(url: URL) -> str:
@@ -55,6 +65,8 @@ def shown(url: URL) -> str:
 
 class SqliteDialect:
     """One file, one writer at a time."""
+
+    clock_offset_s: float | None = None
 
     def connect(self, url: URL) -> Engine:
         """Return an engine whose connections wait for each other instead of failing."""
@@ -102,15 +114,20 @@ class PostgresDialect:
 
     Args:
         settings: Pool and timeouts.
+
+    Attributes:
+        clock_offset_s: Server's time less this machine's ``time.monotonic``; measured with each
+            new connection.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
+        self.clock_offset_s: float | None = None
 
     def connect(self, url: URL) -> Engine:
         """Return an engine that asks a connection whether it lives before it is used."""
         given = url.query.get("options", "")
-        return create_engine(
+        engine = create_engine(
             url,
             isolation_level="READ COMMITTED",
             hide_parameters=True,
@@ -132,6 +149,14 @@ class PostgresDialect:
                 "tcp_user_timeout": 25_000,
             },
         )
+        event.listen(engine, "connect", self._read_clock)
+        return engine
+
+    def _read_clock(self, connection: Any, _record: object) -> None:
+        asked_at = time.monotonic()
+        row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+        connection.rollback()
+        self.clock_offset_s = row[0] - (asked_at + time.monotonic()) / 2
 
     def _session_options(self) -> str:
         statement_ms = round(self._settings.statement_timeout_s * 1000)

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine
 
-from maas.core.errors import HostError
+from maas.core.errors import Conflict, HostError, InvalidRequest
 from maas.store.backups import Backups
 from maas.store.dialects import Dialect
 from maas.store.failures import translated
@@ -63,8 +63,15 @@ class Migrator:
         Raises:
             HostError: The store is of a newer version than this one, or a migration failed.
         """
-        with translated(self._name):
-            self._run(self._scripts.get_current_head() if target == "head" else target)
+        wanted = self._scripts.get_current_head() if target == "head" else target
+        try:
+            with translated(self._name):
+                self._run(wanted)
+        except (Conflict, InvalidRequest) as error:
+            # Of its rows and not of what a caller asked for.
+            raise HostError(
+                f"upgrading the store {self._name} failed, nothing was changed: {error.message}"
+            ) from error
 
     def _run(self, wanted: str | None) -> None:
         # Almost always true, and then no writer has to wait for us.

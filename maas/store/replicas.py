@@ -7,6 +7,9 @@ from maas.store.database import Database
 from maas.store.records import Replica, ReplicaState
 from maas.store.tables import DeploymentRow, ReplicaRow
 
+# Engines listen on loopback; others are somebody else's, reached from everywhere.
+_LOCAL = "http://127.0.0.1:"
+
 
 def record_of(row: ReplicaRow) -> Replica:
     """Return the row as a frozen record."""
@@ -67,10 +70,10 @@ class ReplicaRepository:
         with self._database.write(bump_revision=False) as session:
             session.execute(delete(ReplicaRow).where(ReplicaRow.id == replica_id))
 
-    def clear(self) -> None:
-        """Take every lease back: for a start that knows that nothing of before runs any more."""
+    def clear_local(self) -> None:
+        """Take back the leases of this machine's engines: for a start that knows they are gone."""
         with self._database.write(bump_revision=False) as session:
-            session.execute(delete(ReplicaRow))
+            session.execute(delete(ReplicaRow).where(ReplicaRow.url.startswith(_LOCAL)))
 
     def live(self) -> tuple[Replica, ...]:
         """Return the leases that have not run out, oldest first."""

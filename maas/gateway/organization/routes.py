@@ -10,6 +10,7 @@ from maas.gateway.organization.projects import routes as projects
 from maas.gateway.organization.rate_limits import routes as rate_limits
 from maas.gateway.organization.service_accounts import routes as service_accounts
 from maas.gateway.organization.spend_limits import routes as spend_limits
+from maas.gateway.organization.usage import routes as usage
 from maas.gateway.organization.users import routes as users
 
 router = APIRouter()
@@ -24,5 +25,6 @@ for resource in (
     spend_limits,
     audit_logs,
     admin_api_keys,
+    usage,
 ):
     router.include_router(resource.router)

@@ -42,7 +42,7 @@ def reader(database, clock):
     ]
     assert books.charge(entries) == 4
     assert books.charge(entries) == 0
-    return UsageReader(database)
+    return UsageReader(database, clock)
 
 
 def test_buckets_begin_at_multiples_of_their_width(reader):

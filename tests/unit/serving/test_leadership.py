@@ -7,7 +7,7 @@ import time
 import pytest
 
 from maas.core.errors import HostError
-from maas.serving.leadership import lead
+from maas.serving.leadership import GuardedCluster, Leadership, LeadershipLost
 from maas.store.leases import LeaseRepository
 
 TTL_S = 0.3
@@ -50,7 +50,7 @@ class Lease:
 @pytest.fixture
 async def led():
     lease, work = Lease(), Work()
-    task = asyncio.create_task(lead(lease.acquire, work, ttl_s=TTL_S))
+    task = asyncio.create_task(Leadership(lease.acquire, ttl_s=TTL_S).lead(work))
     yield lease, work
     lease.is_let_go.set()
     task.cancel()
@@ -107,7 +107,7 @@ async def test_work_stops_before_a_lease_that_cannot_be_renewed_runs_out(led, is
 async def test_nothing_is_done_without_the_lease():
     lease, work = Lease(), Work()
     lease.answer = False
-    task = asyncio.create_task(lead(lease.acquire, work, ttl_s=TTL_S))
+    task = asyncio.create_task(Leadership(lease.acquire, ttl_s=TTL_S).lead(work))
     await _until(lambda: lease.num_asked >= 3)
     task.cancel()
     await asyncio.wait({task})
@@ -119,14 +119,16 @@ async def test_error_of_the_work_ends_the_leading():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(lead(lambda: True, broken, ttl_s=TTL_S), 3)
+        await asyncio.wait_for(Leadership(lambda: True, ttl_s=TTL_S).lead(broken), 3)
 
 
 async def test_of_two_controllers_one_acts_and_the_other_follows_it(database, clock):
     leases, works = LeaseRepository(database, clock), (Work(), Work())
     tasks = [
         asyncio.create_task(
-            lead(lambda name=name: leases.acquire("c", name, ttl_s=TTL_S), work, ttl_s=TTL_S)
+            Leadership(lambda name=name: leases.acquire("c", name, ttl_s=TTL_S), ttl_s=TTL_S).lead(
+                work
+            )
         )
         for name, work in zip("ab", works, strict=True)
     ]
@@ -140,3 +142,41 @@ async def test_of_two_controllers_one_acts_and_the_other_follows_it(database, cl
     await _until(lambda: works[1 - first].is_running)
     tasks[1 - first].cancel()
     await asyncio.wait(tasks)
+
+
+class AnyCluster:
+    """A cluster that takes everything."""
+
+    async def applications(self):
+        return {}
+
+    async def apply(self, plan):
+        pass
+
+    async def delete(self, deployment_id):
+        pass
+
+
+async def test_process_that_stood_still_in_mid_pass_acts_no_more_and_begins_a_new_pass():
+    leadership = Leadership(lambda: True, ttl_s=TTL_S)
+    cluster = GuardedCluster(AnyCluster(), leadership)
+    passes: list[str] = []
+
+    async def work() -> None:
+        passes.append("begun")
+        await cluster.apply(None)
+        if len(passes) == 1:
+            time.sleep(TTL_S * 1.1)  # noqa: ASYNC251 - the whole process stands still
+            for act in (cluster.apply, cluster.delete):
+                with pytest.raises(LeadershipLost):
+                    await act(None)
+            await cluster.apply(None)
+        await asyncio.sleep(3600)
+
+    task = asyncio.create_task(leadership.lead(work))
+    await _until(lambda: len(passes) == 2)
+    await cluster.delete("x")
+    task.cancel()
+    await asyncio.wait({task})
+    with pytest.raises(LeadershipLost):
+        await cluster.apply(None)

@@ -151,6 +151,14 @@ def test_failed_migration_leaves_the_store_as_it_was(empty, tmp_path):
         pass
 
 
+def test_migration_that_its_rows_do_not_allow_says_so(empty, tmp_path):
+    empty.migrate()
+    body = 'op.execute("INSERT INTO revision (id, value) VALUES (1, 1)")'
+    migrations = write_migration(tmp_path, "9001", body)
+    with pytest.raises(HostError, match=r"upgrading the store .* failed, nothing was changed"):
+        empty.migrator(migrations_dir=migrations).run()
+
+
 def run_migrations(url: str, migrations: Path, backups: Path) -> subprocess.Popen[str]:
     """Migrate in a process of its own."""
     program = (

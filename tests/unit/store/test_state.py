@@ -106,10 +106,11 @@ def test_lease_that_ran_out_is_not_live_and_is_swept(replicas, deployment, clock
     assert replicas.sweep() == 0
 
 
-def test_clearing_takes_every_lease_back(replicas, deployment, clock):
+def test_clearing_takes_the_leases_of_this_machine_back_and_no_others(replicas, deployment, clock):
     replicas.publish(_replica(deployment, clock))
-    replicas.clear()
-    assert replicas.live() == ()
+    replicas.publish(_replica(deployment, clock, id="rep-2", url="http://10.0.0.7:8000"))
+    replicas.clear_local()
+    assert [replica.id for replica in replicas.live()] == ["rep-2"]
 
 
 def test_lease_is_not_published_for_a_forgotten_deployment(

@@ -1,0 +1,263 @@
+"""Limits and money through the API: refused whole, charged once, true in the headers."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from decimal import Decimal
+
+import httpx
+import pytest
+from openai import OpenAI, RateLimitError
+from sqlalchemy import select
+
+from maas.core.ids import new_id
+from maas.ledger.prices import Rates
+from maas.ledger.tariff import Tariff
+from maas.store.ledger_tables import JournalRow
+from maas.store.limits import LimitKey
+from maas.store.records import LimitScope
+
+# A thousandth of a unit each token. The fake engine counts 5 in, 7 out; as many are reserved.
+PRICE = Decimal(1000)
+COST = Decimal("0.012")
+ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 7}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def priced(gateway):
+    tariff = Tariff(gateway.store.database, gateway.store.clock)
+    tariff.override("tiny", Rates(PRICE, PRICE, PRICE), tier="default", currency="USD")
+    gateway.wait_seen()
+
+
+class Tenant:
+    """A project of its own with one key."""
+
+    def __init__(self, gateway) -> None:
+        self.gateway = gateway
+        store = gateway.store
+        organization = store.tenancy.organizations.find("default")
+        self.project = store.tenancy.projects.create(organization.id, new_id("test"))
+        _, self.key = store.keys.create(project_id=self.project.id, name="k")
+        self.client = httpx.Client(
+            base_url=gateway.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=30
+        )
+        gateway.wait_seen()
+
+    def limit(self, **numbers) -> None:
+        key = LimitKey(LimitScope.PROJECT, self.project.id)
+        self.gateway.store.tenancy.limits.set(key, **numbers)
+        self.gateway.wait_seen()
+
+    def ask(self, **fields) -> httpx.Response:
+        return self.client.post("/v1/completions", json={**ASK, **fields})
+
+    def charges(self, count: int) -> list[JournalRow]:
+        """Return the project's charges, once there are so many."""
+        deadline = time.monotonic() + 5
+        while True:
+            with self.gateway.store.database.read() as session:
+                rows = session.scalars(
+                    select(JournalRow)
+                    .where(JournalRow.project_id == self.project.id)
+                    .order_by(JournalRow.at)
+                ).all()
+            if len(rows) >= count or time.monotonic() > deadline:
+                assert len(rows) == count
+                return list(rows)
+            time.sleep(0.05)
+
+
+@contextmanager
+def new_tenant(gateway) -> Iterator[Tenant]:
+    tenant = Tenant(gateway)
+    with tenant.client:
+        yield tenant
+
+
+@pytest.fixture
+def tenant(gateway, engine) -> Iterator[Tenant]:
+    with new_tenant(gateway) as tenant:
+        yield tenant
+
+
+async def _race(tenant: Tenant, count: int, **fields) -> list[int]:
+    limits = httpx.Limits(max_connections=200)
+    headers = {"Authorization": f"Bearer {tenant.key}"}
+    async with httpx.AsyncClient(
+        base_url=tenant.gateway.url, headers=headers, timeout=60, limits=limits
+    ) as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/completions", json={**ASK, **fields}) for _ in range(count))
+        )
+    return [answer.status_code for answer in answers]
+
+
+def test_an_answer_says_what_it_costs_and_is_charged_that(tenant):
+    answer = tenant.ask()
+    assert answer.status_code == 200
+    assert answer.headers["x-maas-cost"] == "0.012000000 USD"
+    (row,) = tenant.charges(1)
+    assert row.amount == COST
+    assert (row.input_tokens, row.cached_tokens, row.output_tokens) == (5, 3, 7)
+    assert (row.exactness, row.endpoint, row.num_requests) == ("exact", "/v1/completions", 1)
+    assert row.request_id == answer.headers["x-request-id"]
+
+
+def test_a_stream_is_charged_alike_and_shows_no_usage_unasked(tenant):
+    with tenant.client.stream("POST", "/v1/completions", json={**ASK, "stream": True}) as answer:
+        text = answer.read().decode()
+    assert '"usage":{' not in text
+    assert tenant.charges(1)[0].amount == COST
+
+
+def test_a_client_that_leaves_pays_for_what_went_out(tenant):
+    body = {**ASK, "prompt": "slow", "stream": True}
+    with (
+        httpx.Client(headers=tenant.client.headers, timeout=30) as leaving,
+        leaving.stream("POST", f"{tenant.gateway.url}/v1/completions", json=body) as answer,
+        closing(answer.iter_lines()) as lines,
+    ):
+        seen = [next(lines) for _ in range(5)]
+    (row,) = tenant.charges(1)
+    assert row.exactness == "estimated"
+    num_events = sum(line.startswith("data:") for line in seen)
+    assert num_events <= row.output_tokens <= num_events + 2
+    assert row.amount > 0
+
+
+@pytest.mark.parametrize("prompt", ["die-first", "hang"])
+def test_what_delivers_nothing_costs_nothing(tenant, prompt):
+    tenant.limit(requests_per_minute=3, monthly_budget=Decimal(1))
+    for _ in range(2):
+        assert tenant.ask(prompt=prompt).status_code >= 500
+    answer = tenant.ask()
+    assert answer.status_code == 200
+    assert answer.headers["x-ratelimit-remaining-requests"] == "2"
+    tenant.charges(1)
+
+
+def test_an_engine_that_dies_half_way_is_paid_for_what_went_out(tenant):
+    body = {**ASK, "prompt": "die", "stream": True}
+    answer = tenant.client.post("/v1/completions", json=body)
+    assert "error" in answer.text
+    (row,) = tenant.charges(1)
+    assert (row.exactness, row.output_tokens) == ("estimated", 2)
+
+
+def test_requests_a_minute(tenant):
+    tenant.limit(requests_per_minute=3)
+    answers = [tenant.ask() for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
+    assert [a.headers["x-ratelimit-remaining-requests"] for a in answers[:3]] == ["2", "1", "0"]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+    refused = answers[3]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    name = f"requests_per_minute of project:{tenant.project.id}"
+    assert name in refused.json()["error"]["message"]
+    assert refused.headers["x-maas-limit"] == name
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert len(tenant.charges(3)) == 3
+
+
+def test_tokens_a_minute_never_let_more_through(tenant, engine):
+    tenant.limit(tokens_per_minute=100)
+    statuses = asyncio.run(_race(tenant, 40))
+    assert statuses.count(200) == 8  # 12 tokens each
+    assert len(engine.requests) == 8
+    assert tenant.ask(max_tokens=500).status_code == 429
+
+
+def test_a_refused_request_uses_nothing_up(tenant):
+    tenant.limit(requests_per_minute=2, tokens_per_day=30)
+    for _ in range(5):
+        assert tenant.ask(max_tokens=400).status_code == 429
+    assert [tenant.ask().status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_concurrent_requests(tenant):
+    tenant.limit(concurrent_requests=2)
+    statuses = asyncio.run(_race(tenant, 6, prompt="slow", stream=True))
+    assert statuses.count(200) == 2
+    assert tenant.ask().status_code == 200
+
+
+def test_a_thousand_racing_requests_stop_at_a_budget_for_a_hundred(tenant, engine):
+    tenant.limit(monthly_budget=100 * COST)
+    statuses = asyncio.run(_race(tenant, 1000))
+    assert statuses.count(200) == 100
+    assert set(statuses) == {200, 429}
+    assert len(engine.requests) == 100
+    assert sum(row.amount for row in tenant.charges(100)) == 100 * COST
+
+
+def test_a_spent_budget_is_said_in_a_way_that_sdks_do_not_try_again(tenant, engine):
+    tenant.limit(monthly_budget=COST)
+    base = f"{tenant.gateway.url}/v1"
+    with OpenAI(base_url=base, api_key=tenant.key, max_retries=3) as client:
+        client.completions.create(**ASK)
+        with pytest.raises(RateLimitError) as refused:
+            client.completions.create(**ASK)
+    assert refused.value.code == "insufficient_quota"
+    assert len(engine.requests) == 1
+
+
+def test_a_raised_limit_counts_at_once(tenant):
+    tenant.limit(monthly_budget=COST)
+    assert [tenant.ask().status_code for _ in range(2)] == [200, 429]
+    tenant.limit(monthly_budget=2 * COST)
+    assert [tenant.ask().status_code for _ in range(2)] == [200, 429]
+
+
+def test_limits_of_organisation_key_and_model_count_too(gateway, engine):
+    def organization(tenant: Tenant) -> LimitKey:
+        return LimitKey(LimitScope.ORGANIZATION, tenant.project.organization_id)
+
+    def key(tenant: Tenant) -> LimitKey:
+        return LimitKey(LimitScope.KEY, tenant.key.split("-")[2])
+
+    def model(_: Tenant) -> LimitKey:
+        return LimitKey(LimitScope.MODEL, "tiny")
+
+    def model_in_project(tenant: Tenant) -> LimitKey:
+        return LimitKey(LimitScope.PROJECT, tenant.project.id, "tiny")
+
+    scopes: list[Callable[[Tenant], LimitKey]] = [organization, key, model, model_in_project]
+    for scope in scopes:
+        with new_tenant(gateway) as tenant:
+            about = scope(tenant)
+            gateway.store.tenancy.limits.set(about, concurrent_requests=1)
+            gateway.wait_seen()
+            statuses = asyncio.run(_race(tenant, 3, prompt="slow", stream=True))
+        gateway.store.tenancy.limits.set(about, concurrent_requests=None)
+        gateway.wait_seen()
+        assert statuses.count(200) == 1, scope.__name__
+
+
+def test_usage_and_costs_come_as_openai_shapes_them(tenant):
+    for _ in range(3):
+        tenant.ask()
+    tenant.charges(3)
+    _, admin = tenant.gateway.store.keys.create(
+        project_id=tenant.project.id, name="admin", scopes=("admin",)
+    )
+    tenant.gateway.wait_seen()
+    ask = {"start_time": int(time.time()) - 60, "project_ids[]": tenant.project.id}
+    headers = {"Authorization": f"Bearer {admin}"}
+    page = tenant.client.get(
+        "/v1/organization/usage/completions",
+        params={**ask, "group_by[]": "project_id"},
+        headers=headers,
+    ).json()
+    assert page["object"] == "page"
+    (result,) = [result for bucket in page["data"] for result in bucket["results"]]
+    assert result["object"] == "organization.usage.completions.result"
+    counts = ("num_model_requests", "input_tokens", "input_cached_tokens", "output_tokens")
+    assert [result[name] for name in counts] == [3, 15, 9, 21]
+    assert result["project_id"] == tenant.project.id
+    page = tenant.client.get("/v1/organization/costs", params=ask, headers=headers).json()
+    (result,) = [result for bucket in page["data"] for result in bucket["results"]]
+    assert result["amount"] == {"value": 0.036, "currency": "usd", "exact": "0.036000000"}
+    refused = tenant.client.get("/v1/organization/costs", params=ask)
+    assert refused.status_code == 403
