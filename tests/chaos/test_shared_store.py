@@ -4,6 +4,8 @@ Real processes, as an operator starts them; the controllers' cluster is a journa
 the engine behind the model ``tiny`` is a fake one. Limits over both gateways belong here too.
 """
 
+import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -13,16 +15,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 
 from maas.bootstrap.reconcile import LEASE_NAME
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.core.settings import Settings
+from maas.ledger.prices import Rates
+from maas.ledger.tariff import Tariff
+from maas.store.ledger_tables import JournalRow
+from maas.store.limits import LimitKey
+from maas.store.records import LimitScope
 from maas.store.state import ensure_project
 from maas.store.tables import LeaseRow
+from maas.store.tenancy import open_tenancy
 from tests.chaos.journal_controller import read_journal, running_in
 from tests.conftest import REPOSITORY
 from tests.fakes.engine import FakeEngine, fake_engine
@@ -81,6 +91,24 @@ class Site:
         }
         self._start(machine, ["maas", "gateway", *ports], **environment)
         self.gateways.append(f"http://127.0.0.1:{port}")
+
+    def restart_gateway(self, number: int) -> None:
+        """Start a gateway again on its own machine; it gets another port."""
+        port = free_port()
+        ports = ["--port", str(port), "--metrics-port", str(free_port())]
+        environment = {
+            "MAAS_HOME": str(self.folder / f"gateway-{number}"),
+            "MAAS_DATABASE_URL": self.url,
+        }
+        self._start(f"gateway-{number}", ["maas", "gateway", *ports], **environment)
+        self.gateways[number] = url = f"http://127.0.0.1:{port}"
+
+        def is_ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/readyz").status_code == 200
+            return False
+
+        self.wait(is_ready, "the gateway that was started again")
 
     def start_controller(self) -> None:
         name = f"controller-{len(self.processes)}"
@@ -232,6 +260,76 @@ def test_revoked_key_is_refused_by_both_gateways_within_a_second(site):
             site.wait_answers(key, 200)
             site.store.keys.revoke(record.id)
             assert site.wait_answers(key, 401) < 1
+
+
+def _price_and_budget(site: Site, num_requests: int) -> Decimal:
+    """Make every request cost 0.012 and leave budget for so many; return the budget."""
+    rates = Rates(*[Decimal(1000)] * 3)
+    tariff = Tariff(site.store.database, site.store.clock)
+    tariff.override("tiny", rates, tier="default", currency="USD")
+    budget = num_requests * Decimal("0.012")
+    about = LimitKey(LimitScope.PROJECT, site.project_id)
+    open_tenancy(site.store.database, site.store.clock).limits.set(about, monthly_budget=budget)
+    time.sleep(1)
+    return budget
+
+
+def _spent(site: Site) -> Decimal:
+    with site.store.database.read() as session:
+        return session.scalar(select(func.sum(JournalRow.amount))) or Decimal(0)
+
+
+async def _race(site: Site, count: int) -> list[int]:
+    """Ask both gateways at once; 0 where one does not answer."""
+    body = {"model": "tiny", "prompt": "hello", "max_tokens": 7}
+    limits = httpx.Limits(max_connections=100)
+    headers = {"Authorization": f"Bearer {site.key}"}
+    async with httpx.AsyncClient(headers=headers, timeout=60, limits=limits) as client:
+
+        async def ask(url: str) -> int:
+            try:
+                return (await client.post(f"{url}/v1/completions", json=body)).status_code
+            except httpx.TransportError:
+                return 0
+
+        return await asyncio.gather(*(ask(site.gateways[n % 2]) for n in range(count)))
+
+
+def test_a_budget_holds_over_two_gateways_in_total(site):
+    site.start_gateway()
+    site.start_gateway()
+    site.start_controller()
+    with fake_engine() as engine:
+        site.serve(engine)
+        site.wait(lambda: _spent(site) == 0, "a free start")
+        already = len(engine.requests)
+        budget = _price_and_budget(site, 100)
+        statuses = asyncio.run(_race(site, 1000))
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) == len(engine.requests) - already == 100
+        site.wait(lambda: _spent(site) == budget, "the journal")
+
+
+def test_a_budget_holds_while_gateways_are_killed(site):
+    site.start_gateway()
+    site.start_gateway()
+    site.start_controller()
+    with fake_engine() as engine:
+        site.serve(engine)
+        budget = _price_and_budget(site, 300)
+        killer = threading.Timer(0.3, site.processes[0].kill)
+        killer.start()
+        statuses = asyncio.run(_race(site, 600))
+        killer.join()
+        num_answered = statuses.count(200)
+        assert 0 < num_answered <= 300
+        # Its machine starts it again: the books of the dead one are closed, the rest is spent.
+        site.restart_gateway(0)
+        statuses = asyncio.run(_race(site, 600))
+        num_answered += statuses.count(200)
+        site.wait(lambda: _spent(site) >= budget - Decimal("0.2"), "the rest of the budget", 30)
+        time.sleep(1)
+        assert num_answered * Decimal("0.012") <= _spent(site) <= budget
 
 
 def test_leader_that_stood_still_does_nothing_when_it_goes_on(controllers):
