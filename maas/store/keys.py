@@ -7,7 +7,7 @@ SHA-256 is enough: there is nothing to guess (OWASP asks for slow hashes of *pas
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import ColumnElement, Text, cast, select
 from sqlalchemy.orm import Session
@@ -178,6 +178,18 @@ class KeyRepository:
         """
         with self._database.read() as session:
             return record_of(_get(session, key_id, project_id))
+
+    def find_many(self, key_ids: Collection[str]) -> dict[str, ApiKey]:
+        """Return those keys of some ids that there are or were."""
+        with self._database.read() as session:
+            rows = session.scalars(select(ApiKeyRow).where(ApiKeyRow.id.in_(key_ids)))
+            return {row.id: record_of(row) for row in rows}
+
+    def of_users(self, user_ids: Collection[str]) -> tuple[str, ...]:
+        """Return the ids of all keys that some users have or had."""
+        with self._database.read() as session:
+            found = session.scalars(select(ApiKeyRow.id).where(ApiKeyRow.user_id.in_(user_ids)))
+            return tuple(found)
 
     def revoke(self, key_id: str, *, project_id: str | None = None) -> ApiKey:
         """Revoke a key; doing so twice keeps the first time.

@@ -1,7 +1,7 @@
 """Tables of the ledger. Amounts of money are whole nano-units; see ``maas.store.money``."""
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, Index
 from sqlalchemy.orm import Mapped, mapped_column
@@ -14,6 +14,7 @@ class PriceRow(Base):
     """A price as it was from ``valid_from`` on; never changed, only followed by another."""
 
     __tablename__ = "prices"
+    __audit__: ClassVar[str | None] = "price"
     id: Mapped[str] = mapped_column(primary_key=True)
     model_id: Mapped[str] = mapped_column(index=True)
     tier: Mapped[str]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -32,6 +32,7 @@ from maas.store.tenancy_tables import (
 )
 
 DEFAULT_PROJECT = "default"
+EXPIRED_KNOWN_S = 7 * 86400
 
 
 class StateReader:
@@ -62,7 +63,7 @@ class StateReader:
                 return replace(known, replicas=live)
             return DesiredState(
                 revision=revision,
-                keys=tuple(keys.record_of(row) for row in session.scalars(select(ApiKeyRow))),
+                keys=tuple(keys.record_of(row) for row in session.scalars(self._living_keys())),
                 deployments=tuple(
                     deployments.record_of(row)
                     for row in session.scalars(
@@ -75,6 +76,17 @@ class StateReader:
                 replicas=live,
                 **_tenancy(session),
             )
+
+    def _living_keys(self) -> Select[ApiKeyRow]:
+        """Return the keys that gateways must know: a revoked one is refused as an unknown one is.
+
+        A key that has expired is known for a while longer, so that its owner is told.
+        """
+        told_until = self._clock.now() - EXPIRED_KNOWN_S
+        return select(ApiKeyRow).where(
+            ApiKeyRow.revoked_at.is_(None),
+            or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > told_until),
+        )
 
 
 def _tenancy(session: Session) -> dict[str, Any]:
@@ -96,22 +108,32 @@ def _tenancy(session: Session) -> dict[str, Any]:
 
 def ensure_project(database: Database, clock: Clock, name: str = DEFAULT_PROJECT) -> str:
     """Return the id of a project of the organisation ``default``, made where there is none."""
+    with database.read() as session:
+        found = session.scalars(_own_project(name)).one_or_none()
+    if found is not None:
+        return found
     with database.write() as session:
         organization = organizations.find_or_add(session, organizations.DEFAULT, clock.now())
-        row = session.scalars(
-            select(ProjectRow).where(
-                ProjectRow.organization_id == organization.id, ProjectRow.name == name
-            )
-        ).one_or_none()
-        if row is None:
-            row = ProjectRow(
-                id=new_id("proj"),
-                organization_id=organization.id,
-                name=name,
-                created_at=clock.now(),
-                archived_at=None,
-                weight=1,
-                priority=Priority.ONLINE.value,
-            )
-            session.add(row)
+        # Somebody else may have made it meanwhile, or it came with the organisation.
+        found = session.scalars(_own_project(name)).one_or_none()
+        if found is not None:
+            return found
+        row = ProjectRow(
+            id=new_id("proj"),
+            organization_id=organization.id,
+            name=name,
+            created_at=clock.now(),
+            archived_at=None,
+            weight=1,
+            priority=Priority.ONLINE.value,
+        )
+        session.add(row)
         return row.id
+
+
+def _own_project(name: str) -> Select[str]:
+    return (
+        select(ProjectRow.id)
+        .join(OrganizationRow, OrganizationRow.id == ProjectRow.organization_id)
+        .where(OrganizationRow.name == organizations.DEFAULT, ProjectRow.name == name)
+    )

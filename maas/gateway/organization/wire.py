@@ -48,7 +48,7 @@ class Restrictions(Body):
     models: list[str] = []
     endpoints: list[str] = []
     networks: list[str] = []
-    expires_in_seconds: Annotated[int | None, Field(gt=0, le=10 * 365 * 86400)] = None
+    expires_in_seconds: Annotated[int | None, Field(strict=True, gt=0, le=10 * 365 * 86400)] = None
 
     def terms(self, now: float, scopes: tuple[str, ...] = ("inference",)) -> KeyTerms:
         """Return the terms of a key that is made now."""

@@ -16,7 +16,8 @@ from maas.store.database import Database
 from maas.store.keys import KeyRepository
 from maas.store.leases import LeaseRepository
 from maas.store.state import StateReader, ensure_project
-from maas.store.tables import ProjectRow, RevisionRow
+from maas.store.tables import RevisionRow
+from maas.store.tenancy_tables import ProjectRow
 from tests.conftest import REPOSITORY
 
 # Takes the lease again and again, holds it for a moment, lets it run out or gives it back; prints
@@ -112,9 +113,9 @@ def test_reader_sees_one_state_while_others_write(database, clock):
         writer.start()
         writer.join(10)
         names = set(session.scalars(select(ProjectRow.name)))
-        assert (session.scalar(select(RevisionRow.value)), names) == (before, {"first"})
+        assert (session.scalar(select(RevisionRow.value)), names) == (before, {"default", "first"})
     with database.read() as session:
-        assert set(session.scalars(select(ProjectRow.name))) == {"first", "second"}
+        assert set(session.scalars(select(ProjectRow.name))) == {"default", "first", "second"}
 
 
 def test_writer_sees_what_the_writer_before_it_did_while_it_waited(database, clock):

@@ -19,7 +19,7 @@ class KeyBody(Restrictions):
 class RotationBody(Body):
     """How long the old key lives on."""
 
-    overlap_seconds: Annotated[int, Field(ge=0, le=90 * 86400)] = 3600
+    overlap_seconds: Annotated[int, Field(strict=True, ge=0, le=90 * 86400)] = 3600
 
 
 class OwnerUser(BaseModel):

@@ -8,10 +8,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from maas.core.errors import PermissionDenied
-from maas.gateway.access import SnapshotDep
 from maas.gateway.authority import Authority, in_organization
 from maas.gateway.organization.audit_logs.schemas import shown
-from maas.gateway.relay.snapshot import Snapshot
 from maas.store.audit_log import AuditFilter
 from maas.store.pages import MAX_PAGE
 from maas.store.roles import Permission
@@ -61,7 +59,6 @@ class _Part:
 @router.get("")
 def list_audit_logs(
     who: _Reader,
-    snapshot: SnapshotDep,
     wanted: Annotated[AuditFilter, Depends(_filter)],
     part: Annotated[_Part, Depends()],
     actor_emails: Annotated[list[str] | None, Query(alias="actor_emails[]")] = None,
@@ -69,9 +66,10 @@ def list_audit_logs(
     """List what was changed, newest first."""
     mine = _of(who, wanted)
     if actor_emails:
-        mine = replace(mine, actor_ids=(*mine.actor_ids, *_keys_of(who, snapshot, actor_emails)))
+        mine = replace(mine, actor_ids=(*mine.actor_ids, *_keys_of(who, actor_emails)))
     page = who.tenancy.audit.list(mine, limit=part.limit, after=part.after, before=part.before)
-    data = [shown(entry, dict(snapshot.keys)) for entry in page.items]
+    keys = who.tenancy.keys.find_many({entry.actor_id for entry in page.items})
+    data = [shown(entry, keys) for entry in page.items]
     return {
         "object": "list",
         "data": data,
@@ -109,10 +107,10 @@ def verify_audit_logs(who: _Reader) -> dict[str, Any]:
     return {**asdict(verdict), **answer} if who.access.is_operator else answer
 
 
-def _keys_of(who: Authority, snapshot: Snapshot, emails: list[str]) -> tuple[str, ...]:
+def _keys_of(who: Authority, emails: list[str]) -> tuple[str, ...]:
     """Return the keys of some users; one that nobody has where there are none."""
     users = {who.tenancy.users.find_by_email(who.organization_id, email).id for email in emails}
-    return tuple(key.id for key in snapshot.keys.values() if key.user_id in users) or ("nobody",)
+    return who.tenancy.keys.of_users(users) or ("nobody",)
 
 
 def _of(who: Authority, wanted: AuditFilter) -> AuditFilter:

@@ -8,7 +8,7 @@ from maas.gateway.organization.wire import Body, Name, seconds
 from maas.store import records
 from maas.store.projects import MAX_WEIGHT
 
-Weight = Annotated[int, Field(ge=1, le=MAX_WEIGHT)]
+Weight = Annotated[int, Field(strict=True, ge=1, le=MAX_WEIGHT)]
 
 
 class ProjectBody(Body):

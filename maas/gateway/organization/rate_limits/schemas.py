@@ -10,7 +10,7 @@ from maas.store import records
 ID_PREFIX = "rl-"
 ALL_MODELS = "*"
 
-Count = Annotated[int | None, Field(ge=0, le=2**53)]
+Count = Annotated[int | None, Field(strict=True, ge=0, le=2**53)]
 
 
 class RateLimitBody(Body):

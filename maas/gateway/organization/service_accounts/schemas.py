@@ -14,7 +14,7 @@ class ServiceAccountBody(Body):
     name: Name
     role: WireRole = records.Role.DEVELOPER
     create_service_account_only: bool | None = None
-    expires_in_seconds: Annotated[int | None, Field(gt=0, le=10 * 365 * 86400)] = None
+    expires_in_seconds: Annotated[int | None, Field(strict=True, gt=0, le=10 * 365 * 86400)] = None
 
 
 class ServiceAccount(BaseModel):

@@ -15,7 +15,7 @@ class SpendLimitBody(Body):
 
     currency: Literal["USD"] = "USD"
     interval: Literal["month"] = "month"
-    threshold_amount: Annotated[int, Field(ge=0, le=10**11)]
+    threshold_amount: Annotated[int, Field(strict=True, ge=0, le=10**11)]
 
     @property
     def budget(self) -> Decimal:
