@@ -39,6 +39,8 @@ class GatewaySettings(_Section):
     """Seconds between two readings of routes and keys from the store."""
     max_pool_connections: int = Field(default=4096, gt=0)
     """Connections kept to all engines together."""
+    webhooks_allow_private: bool = False
+    """Whether webhooks may be sent to addresses that are not on the public internet."""
 
 
 class ServingSettings(_Section):

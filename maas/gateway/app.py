@@ -38,12 +38,14 @@ from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader, Sourc
 from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import live_origin
+from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
 from maas.store.tenancy import Tenancy
+from maas.store.webhooks import WebhookRepository
 
 RELAYED = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -69,11 +71,13 @@ class Gateway:
     access: AccessLog
     ledger: Ledger
     admission: Admission
+    webhooks: WebhookSender
 
     async def start(self) -> None:
         """Open the pool and the ledger, and read the first snapshot."""
         await self.upstream.start()
         await self.ledger.start()
+        await self.webhooks.start()
         await self.access.start()
         await self.snapshots.start()
 
@@ -81,6 +85,7 @@ class Gateway:
         """Let go of everything."""
         await self.snapshots.stop()
         await self.upstream.stop()
+        await self.webhooks.stop()
         await self.admission.stop()
         await self.ledger.stop()
         await self.access.stop()
@@ -171,7 +176,12 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 
 def _control_plane(
-    relay: Relay, snapshots: SnapshotReader, tenancy: Tenancy, ledger: Ledger
+    relay: Relay,
+    snapshots: SnapshotReader,
+    tenancy: Tenancy,
+    *,
+    ledger: Ledger,
+    webhooks: WebhookRepository,
 ) -> FastAPI:
     app = FastAPI(
         title="maas",
@@ -186,6 +196,7 @@ def _control_plane(
     app.state.tenancy = tenancy
     app.state.spent = ledger.usage.spent_this_month
     app.state.usage = ledger.usage
+    app.state.webhooks = webhooks
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(organization.router)
@@ -269,8 +280,9 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    webhooks = WebhookRepository(tenancy.database, tenancy.clock, sealing.seal)
     control = ControlWrites(
-        _control_plane(relay, snapshots, tenancy, ledger),
+        _control_plane(relay, snapshots, tenancy, ledger=ledger, webhooks=webhooks),
         relay=relay,
         snapshots=snapshots,
         database=tenancy.database,
@@ -286,4 +298,10 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         access=access,
         ledger=ledger,
         admission=admission,
+        webhooks=WebhookSender(
+            webhooks,
+            ledger.clock,
+            unseal=sealing.open,
+            allows_private=settings.webhooks_allow_private,
+        ),
     )

@@ -38,6 +38,8 @@ _COLUMNS = {
 # A slice is this share of what is left: near the end slices are small, so that little of a cap
 # lies idle with a spender that does not need it.
 SLICE_SHARE = 4
+# Spenders say every few seconds that they live.
+SILENT_S = 60.0
 _KEEP_COUNTERS_S = 3600.0
 _JOURNAL = "journal"
 
@@ -209,9 +211,36 @@ class Books:
             self._apply(session, "", Posting(new))
         return len(new)
 
-    def sweep(self) -> None:
-        """Forget counters whose window is long over and that nobody holds anything of."""
+    def touch(self, spender_id: str) -> None:
+        """Say that a spender lives."""
         with self._database.write(bump_revision=False) as session:
+            session.execute(
+                update(SpenderRow)
+                .where(SpenderRow.id == spender_id)
+                .values(seen_at=self._clock.now())
+            )
+
+    def sweep(self) -> None:
+        """Forget what nobody needs any more.
+
+        That is counters whose window is long over, and the open requests of spenders that were
+        not heard of for a while: their machine may never come back to close its books. Money that
+        such a spender holds stays held until somebody has its log.
+        """
+        with self._database.write(bump_revision=False) as session:
+            silent = session.scalars(
+                select(GrantRow)
+                .join(SpenderRow, SpenderRow.id == GrantRow.spender_id)
+                .where(
+                    SpenderRow.seen_at < self._clock.now() - SILENT_S,
+                    GrantRow.counter_key.startswith(Metric.CONCURRENT_REQUESTS.value),
+                    GrantRow.amount > 0,
+                )
+            ).all()
+            for grant in silent:
+                counter = session.get_one(CounterRow, grant.counter_key, with_for_update=True)
+                counter.leased -= grant.amount
+                grant.amount = 0
             session.execute(
                 delete(CounterRow).where(
                     CounterRow.window_end < self._clock.now() - _KEEP_COUNTERS_S,
@@ -237,15 +266,20 @@ class Books:
             .order_by(CounterRow.key)
             .with_for_update()
         )
-        for counter in counters:
-            counter.used += used.get(counter.key, 0)
-            counter.leased -= posting.released.get(counter.key, 0)
-        for key, amount in posting.released.items():
-            session.execute(
-                update(GrantRow)
-                .where(GrantRow.counter_key == key, GrantRow.spender_id == spender_id)
-                .values(amount=GrantRow.amount - amount)
+        by_key = {counter.key: counter for counter in counters}
+        for key, amount in used.items():
+            if key in by_key:
+                by_key[key].used += amount
+        grants = session.scalars(
+            select(GrantRow).where(
+                GrantRow.spender_id == spender_id, GrantRow.counter_key.in_(posting.released)
             )
+        )
+        for grant in grants:
+            # Never more than it holds: what was taken from it meanwhile is gone (``sweep``).
+            amount = min(posting.released[grant.counter_key], grant.amount)
+            grant.amount -= amount
+            by_key[grant.counter_key].leased -= amount
 
 
 def _journaled(cap: Cap, window: Window) -> Select[int]:

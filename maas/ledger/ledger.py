@@ -8,6 +8,7 @@ from pathlib import Path
 from maas.core.clock import Clock
 from maas.core.errors import MaasError
 from maas.core.ids import new_id
+from maas.ledger.alerts import BudgetAlerts
 from maas.ledger.books import Books
 from maas.ledger.recovery import recover
 from maas.ledger.spender import Spender
@@ -18,7 +19,7 @@ from maas.store.database import Database
 
 log = logging.getLogger(__name__)
 
-RECOVER_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
 
 
 class Ledger:
@@ -42,6 +43,7 @@ class Ledger:
         self._folder = folder
         self._books = Books(database, clock)
         self.spender = Spender(self._books, WriteAheadLog(folder, new_id("spender")), clock)
+        self._alerts = BudgetAlerts(database, clock)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -60,8 +62,11 @@ class Ledger:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(RECOVER_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)
             await self._recover()
+            with contextlib.suppress(MaasError):
+                await asyncio.to_thread(self._books.touch, self.spender.id)
+                await asyncio.to_thread(self._alerts.check)
 
     async def _recover(self) -> None:
         try:

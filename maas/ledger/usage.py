@@ -85,16 +85,19 @@ class UsageReader:
         self._database = database
         self._clock = clock
 
-    def spent_this_month(self, scope: LimitScope, scope_id: str) -> Decimal:
+    def spent_this_month(
+        self, scope: LimitScope, scope_id: str, model: str | None = None
+    ) -> Decimal:
         """Return what an organisation, project, key or model cost since the month began (UTC)."""
         cap = Cap(Metric.MONTHLY_BUDGET, subject_of(scope.value, scope_id), 0)
         window = cap.window(self._clock.now())
         column = GROUPS[_COLUMN_OF[scope]]
         total = func.sum(type_coerce(JournalRow.amount, BigInteger))
         with self._database.read() as session:
-            nanos = session.scalar(
-                select(total).where(JournalRow.at >= window.start, column == scope_id)
-            )
+            statement = select(total).where(JournalRow.at >= window.start, column == scope_id)
+            if model is not None:
+                statement = statement.where(JournalRow.model_id == model)
+            nanos = session.scalar(statement)
         return from_nanos(int(nanos or 0))
 
     def read(self, query: UsageQuery) -> list[UsageRow]:

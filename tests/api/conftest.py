@@ -99,6 +99,7 @@ def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
                 "snapshot_interval_s": 0.05,
                 "max_body_bytes": 200_000,
                 "idle_timeout_s": 2.0,
+                "webhooks_allow_private": True,
             },
         }
     )

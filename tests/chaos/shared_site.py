@@ -31,7 +31,6 @@ class Site:
     folder: Path
     url: str
     key: str = ""
-    limited_project: str = ""
     gateways: list[str] = field(default_factory=list)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     controllers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -80,6 +79,8 @@ class Site:
         }
         ports = ["--port", port, "--metrics-port", str(free_port())]
         self._start(machine, ["maas", "gateway", *ports], **environment)
+        url = f"{self.gateways[number]}/healthz"
+        self.wait(lambda: is_up(url), "the gateway")
 
     def start_controller(self) -> None:
         name = f"controller-{len(self.processes)}"
@@ -150,6 +151,13 @@ class Site:
             process.kill()
             process.wait()
         self.store.database.close()
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

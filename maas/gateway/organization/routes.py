@@ -12,6 +12,7 @@ from maas.gateway.organization.service_accounts import routes as service_account
 from maas.gateway.organization.spend_limits import routes as spend_limits
 from maas.gateway.organization.usage import routes as usage
 from maas.gateway.organization.users import routes as users
+from maas.gateway.organization.webhooks import routes as webhooks
 
 router = APIRouter()
 for resource in (
@@ -26,5 +27,6 @@ for resource in (
     audit_logs,
     admin_api_keys,
     usage,
+    webhooks,
 ):
     router.include_router(resource.router)

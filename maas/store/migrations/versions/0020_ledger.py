@@ -1,4 +1,4 @@
-"""The ledger: prices, journal, counters, grants, spenders."""
+"""The ledger: prices, journal, counters, grants, spenders; webhooks that hear of it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -63,4 +63,40 @@ def upgrade() -> None:
         sa.Column("id", _NAME, primary_key=True),
         *_counts("segment", "position"),
         sa.Column("seen_at", sa.Float, nullable=False),
+    )
+    op.create_table(
+        "webhooks",
+        sa.Column("id", _NAME, primary_key=True),
+        sa.Column(
+            "organization_id",
+            _NAME,
+            sa.ForeignKey("organizations.id"),
+            nullable=False,
+            index=True,
+        ),
+        *_names("name"),
+        sa.Column("url", sa.String(2048), nullable=False),
+        sa.Column("secret", sa.String(512), nullable=False),
+        sa.Column("events", sa.JSON, nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        sa.Column("deleted_at", sa.Float),
+    )
+    op.create_table(
+        "webhook_deliveries",
+        sa.Column("id", _NAME, primary_key=True),
+        sa.Column("webhook_id", _NAME, sa.ForeignKey("webhooks.id"), nullable=False, index=True),
+        *_names("event"),
+        sa.Column("body", sa.String(16_384), nullable=False),
+        sa.Column("created_at", sa.Float, nullable=False),
+        *_counts("num_attempts"),
+        sa.Column("next_at", sa.Float, index=True),
+        sa.Column("delivered_at", sa.Float),
+        sa.Column("error", sa.String(1024)),
+    )
+    op.create_table(
+        "budget_alerts",
+        sa.Column("limit_id", _NAME, primary_key=True),
+        sa.Column("month", _NAME, primary_key=True),
+        sa.Column("percent", sa.BigInteger, primary_key=True),
+        sa.Column("at", sa.Float, nullable=False),
     )

@@ -1,0 +1,1 @@
+"""Webhooks: addresses that hear of an organisation's events."""
