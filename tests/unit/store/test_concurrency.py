@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import select
 
 from maas.core.clock import SystemClock
+from maas.store.aliases import AliasRepository
 from maas.store.database import Database
 from maas.store.keys import KeyRepository
 from maas.store.leases import LeaseRepository
 from maas.store.state import StateReader, ensure_project
-from maas.store.tables import RevisionRow
-from maas.store.tenancy_tables import ProjectRow
+from maas.store.tables import AliasRow, RevisionRow
 from tests.conftest import REPOSITORY
 
 # Takes the lease again and again, holds it for a moment, lets it run out or gives it back; prints
@@ -106,25 +106,25 @@ def test_project_that_many_threads_ask_for_is_made_once(database, clock):
 
 
 def test_reader_sees_one_state_while_others_write(database, clock):
-    ensure_project(database, clock, "first")
+    aliases = AliasRepository(database, clock)
+    aliases.point("first", "m")
     with database.read() as session:
         before = session.scalar(select(RevisionRow.value))
-        writer = threading.Thread(target=ensure_project, args=(database, clock, "second"))
+        writer = threading.Thread(target=aliases.point, args=("second", "m"))
         writer.start()
         writer.join(10)
-        names = set(session.scalars(select(ProjectRow.name)))
-        assert (session.scalar(select(RevisionRow.value)), names) == (before, {"default", "first"})
-    with database.read() as session:
-        assert set(session.scalars(select(ProjectRow.name))) == {"default", "first", "second"}
+        names = set(session.scalars(select(AliasRow.name)))
+        assert (session.scalar(select(RevisionRow.value)), names) == (before, {"first"})
+    assert len(aliases.list()) == 2
 
 
 def test_writer_sees_what_the_writer_before_it_did_while_it_waited(database, clock):
     """Read, decide, write: two connections must not interleave, or budgets are overspent."""
-    ensure_project(database, clock)
+    AliasRepository(database, clock).point("turns", "m")
 
     def take_turn() -> None:
         with database.write(bump_revision=False) as session:
-            row = session.scalars(select(ProjectRow)).one()
+            row = session.scalars(select(AliasRow)).one()
             seen = row.created_at
             time.sleep(0.005)
             row.created_at = seen - 1
@@ -133,7 +133,7 @@ def test_writer_sees_what_the_writer_before_it_did_while_it_waited(database, clo
         for turn in [threads.submit(take_turn) for _ in range(24)]:
             turn.result()
     with database.read() as session:
-        assert session.scalars(select(ProjectRow.created_at)).one() == clock.now() - 24
+        assert session.scalars(select(AliasRow.created_at)).one() == clock.now() - 24
 
 
 @pytest.mark.parametrize("num_writers", [16])

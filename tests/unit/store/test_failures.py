@@ -23,8 +23,7 @@ from maas.store.deployments import DeploymentRepository
 from maas.store.keys import KeyRepository
 from maas.store.records import DeploymentStatus
 from maas.store.state import StateReader, ensure_project
-from maas.store.tables import LeaseRow
-from maas.store.tenancy_tables import OrganizationRow
+from maas.store.tables import AliasRow, LeaseRow
 
 IMPATIENT = StoreSettings(pool_size=2, statement_timeout_s=1.5, lock_timeout_s=0.5)
 
@@ -68,7 +67,7 @@ def test_every_spelling_of_postgres_is_taken(postgres, scheme):
     with postgres.migrated() as url:
         database = Database(url.replace("postgresql", scheme, 1))
         with database.read() as session:
-            assert session.scalars(select(OrganizationRow)).all() == []
+            assert session.scalars(select(AliasRow)).all() == []
         database.close()
 
 
@@ -200,13 +199,13 @@ def test_server_that_is_away_for_a_moment_is_not_noticed(own_postgres, clock):
 def test_connection_lost_in_mid_transaction_loses_all_of_it_and_no_more(impatient, postgres):
     def lose_it() -> None:
         with impatient.write() as session:
-            session.add(OrganizationRow(id="p", name="lost", created_at=0.0))
+            session.add(AliasRow(name="lost", model_id="m", created_at=0.0))
             session.flush()
             pid = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
             postgres.execute(f"SELECT pg_terminate_backend({pid})")
-            session.add(OrganizationRow(id="q", name="lost too", created_at=0.0))
+            session.add(AliasRow(name="lost too", model_id="m", created_at=0.0))
 
     with pytest.raises(StoreUnavailable, match="does not answer"):
         lose_it()
     with impatient.read() as session:
-        assert session.scalars(select(OrganizationRow)).all() == []
+        assert session.scalars(select(AliasRow)).all() == []
