@@ -10,6 +10,7 @@ from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
+from maas.store.webhooks import WebhookRepository
 from tests.api.conftest import RunningGateway
 
 BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
@@ -49,8 +50,10 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "DELETE /v1/organization/users/{user_id}": None,
     "GET /v1/organization/admin_api_keys/{key_id}": None,
     "DELETE /v1/organization/admin_api_keys/{key_id}": None,
+    "DELETE /v1/organization/webhooks/{webhook_id}": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
+PERIOD = "start_time=0&limit=1"
 LISTS = {
     "GET /v1/organization/projects",
     "GET /v1/organization/users",
@@ -59,6 +62,9 @@ LISTS = {
     "GET /v1/organization/audit_logs/export",
     "GET /v1/organization/rate_limits",
     "GET /v1/organization/spend_limit",
+    "GET /v1/organization/usage/{kind}",
+    "GET /v1/organization/costs",
+    "GET /v1/organization/webhooks",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
@@ -70,6 +76,7 @@ SHARED = {
     "POST /v1/organization/projects",
     "POST /v1/organization/users",
     "POST /v1/organization/admin_api_keys",
+    "POST /v1/organization/webhooks",
     "POST /v1/organization/rate_limits/{rate_limit_id}",
     "POST /v1/organization/spend_limit",
     "DELETE /v1/organization/spend_limit",
@@ -123,12 +130,17 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
     ):
         tenancy.limits.set(LimitKey(scope, scope_id, f"{name}-model"), requests_per_minute=7)
         tenancy.limits.set(LimitKey(scope, scope_id), monthly_budget=7)
+    webhook, _ = WebhookRepository(tenancy.database, tenancy.clock, str).create(
+        organization.id, name=f"{name}-hook", url=f"https://{name}.example/hook"
+    )
     ids = {
         "project_id": project.id,
         "key_id": key.id,
         "account_id": account.id,
         "user_id": user.id,
         "rate_limit_id": f"rl-{name}-model",
+        "webhook_id": webhook.id,
+        "kind": "completions",
     }
     values = {
         "admin": admin_value,
@@ -202,9 +214,11 @@ def test_their_user_cannot_be_put_into_our_project(gateway, tenants):
 @pytest.mark.parametrize("route", sorted(LISTS))
 def test_lists_hold_nothing_of_theirs(gateway, tenants, route, kind):
     ours, theirs = tenants
-    answer = ask(gateway, route, ours.path(route) + "?limit=100", ours.keys[kind])
+    query = PERIOD if route.endswith(("{kind}", "/costs")) else "limit=100"
+    answer = ask(gateway, route, f"{ours.path(route)}?{query}", ours.keys[kind])
     assert answer.status_code == 200, answer.text
-    for theirs_id in (theirs.organization_id, theirs.admin_key_id, *theirs.ids.values()):
+    hidden = {theirs.organization_id, theirs.admin_key_id, *theirs.ids.values()}
+    for theirs_id in hidden - set(ours.ids.values()):
         assert theirs_id not in answer.text
     assert "theirs" not in answer.text
 
