@@ -25,6 +25,7 @@ from benchmarks.gateway.servers import (
     LITELLM,
     ROUTER,
     Server,
+    bare_relay,
     litellm_proxy,
     mock_engine,
     our_gateway,
@@ -88,7 +89,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="maas-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         engine = stack.enter_context(mock_engine(folder))
-        servers = [engine, stack.enter_context(our_gateway(folder, engine.port))]
+        servers = [
+            engine,
+            stack.enter_context(bare_relay(folder, engine.port)),
+            stack.enter_context(our_gateway(folder, engine.port)),
+        ]
         for peer in peers:
             running = starts[peer](folder, engine.port, peer_venv(peer))
             servers.append(stack.enter_context(running))

@@ -12,14 +12,18 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
 
 from benchmarks.gateway.mock_engine import MODEL
-from maas.bootstrap.store import open_store, save_settings
+from maas.bootstrap.store import Store, open_store, save_settings
 from maas.core.settings import Settings
-from maas.store.records import Replica, ReplicaState
+from maas.ledger.prices import Rates
+from maas.ledger.tariff import Tariff
+from maas.store.limits import LimitKey
+from maas.store.records import LimitScope, Replica, ReplicaState
 from maas.store.state import ensure_project
 
 START_TIMEOUT_S = 120
@@ -114,6 +118,27 @@ def mock_engine(folder: Path) -> Iterator[Server]:
         yield Server("mock engine, bare", port, process)
 
 
+def _limit_everything(store: Store, project_id: str) -> None:
+    """Set a price and every kind of limit, on organisation, project and model; none is reached."""
+    tenth = Decimal("0.1")
+    rates = Rates(tenth, tenth, tenth)
+    Tariff(store.database, store.clock).override(MODEL, rates, tier="default", currency="USD")
+    organization_id = store.tenancy.projects.get(project_id).organization_id
+    for scope, scope_id in (
+        (LimitScope.ORGANIZATION, organization_id),
+        (LimitScope.PROJECT, project_id),
+        (LimitScope.MODEL, MODEL),
+    ):
+        store.tenancy.limits.set(
+            LimitKey(scope, scope_id),
+            requests_per_minute=10**9,
+            tokens_per_minute=10**12,
+            concurrent_requests=10**6,
+            tokens_per_day=10**12,
+            monthly_budget=Decimal(10**6),
+        )
+
+
 @contextmanager
 def our_gateway(folder: Path, engine_port: int) -> Iterator[Server]:
     """Run the gateway as ``maas up`` runs it, over a store of its own with one key."""
@@ -122,6 +147,7 @@ def our_gateway(folder: Path, engine_port: int) -> Iterator[Server]:
     store = open_store(settings)
     project_id = ensure_project(store.database, store.clock)
     _, key = store.keys.create(project_id=project_id, name="bench", scopes=("inference",))
+    _limit_everything(store, project_id)
     url = f"http://127.0.0.1:{engine_port}"
     deployment = store.deployments.create(
         project_id=project_id, model_id=MODEL, engine="external", options={"url": url}
@@ -142,6 +168,17 @@ def our_gateway(folder: Path, engine_port: int) -> Iterator[Server]:
     log = folder / "gateway.log"
     with _running("gateway", command, port=port, ready_path="/readyz", log=log) as process:
         yield Server("maas gateway", port, process, key)
+
+
+@contextmanager
+def bare_relay(folder: Path, engine_port: int) -> Iterator[Server]:
+    """Run our relay with nothing in it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{engine_port}"
+    command = [sys.executable, "-m", "benchmarks.gateway.bare_relay", str(port), url]
+    log = folder / "bare.log"
+    with _running("bare relay", command, port=port, ready_path="/health", log=log) as process:
+        yield Server("bare relay", port, process)
 
 
 @contextmanager
