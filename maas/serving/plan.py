@@ -25,6 +25,8 @@ class DeploymentPlan:
 
     Attributes:
         spec: Engine start, but for what only the replica knows: port and weights folder.
+        card: Of the form of the weights that is served: its source is that form's.
+        quantization: The form of the weights, or none.
         memory_bytes: What Ray sets aside for one replica.
         cache_dir: Compiled kernels and the like, kept between starts.
     """
@@ -33,6 +35,7 @@ class DeploymentPlan:
     model_id: str
     engine: str
     card: ModelCard
+    quantization: str | None
     spec: EngineSpec
     num_gpus: int
     memory_bytes: int
@@ -74,19 +77,23 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
-def _check_quantization(options: DeploymentOptions, card: ModelCard) -> None:
+def check_quantization(card: ModelCard, quantization: str | None, engine: str) -> None:
     """Refuse a quantisation nobody would apply: the engine would load the full weights.
 
     Raises:
-        ConfigError: It is none that the engine makes while loading.
+        ConfigError: The card has no such weights, and the engine does not make them.
     """
-    wanted = options.quantization
-    if wanted is not None and wanted not in QUANTISED_BY_ENGINE:
-        raise ConfigError(
-            f"model {card.id}: quantization {wanted!r} cannot be served yet; engines make "
-            f"{', '.join(sorted(QUANTISED_BY_ENGINE))} while loading",
-            param="quantization",
-        )
+    if quantization is None or card.has_own_source(quantization):
+        return
+    made = QUANTISED_BY_ENGINE.get(engine, frozenset())
+    if quantization in made:
+        return
+    own = {variant.name for variant in card.variants if variant.source}
+    raise ConfigError(
+        f"model {card.id}: nobody has quantization {quantization!r} of it for engine {engine}; "
+        f"there are: {', '.join(sorted(own | made)) or 'none'}",
+        param="quantization",
+    )
 
 
 def _check_bounds(deployment: Deployment) -> None:
@@ -186,7 +193,7 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
-    _check_quantization(options, card)
+    check_quantization(card, options.quantization, deployment.engine)
     _check_bounds(deployment)
     tuning, fit = size_up(card, machine, options)
     _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)
@@ -194,7 +201,8 @@ def make_plan(
         deployment_id=deployment.id,
         model_id=deployment.model_id,
         engine=deployment.engine,
-        card=card,
+        card=card.form(options.quantization),
+        quantization=options.quantization,
         spec=tuning.spec,
         num_gpus=options.tensor_parallel_size if machine.gpus else 0,
         memory_bytes=0 if machine.gpus else fit.total_bytes,
@@ -216,6 +224,7 @@ def prepare_weights(
     return prepare_model(
         plan.card,
         weights_dir=settings.weights_dir,
+        quantization=plan.quantization,
         progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,

@@ -11,6 +11,7 @@ from maas.catalog.fit import estimate_fit
 from maas.catalog.weights.fetch import open_source
 from maas.catalog.weights.files import SourceAccess
 from maas.core.errors import ConfigError, ModelNotFound
+from maas.engines.tuning import QUANTISED_BY_ENGINE
 from tests.unit.catalog.fixtures import make_machine
 
 MODELS = Path(__file__).parents[3] / "models"
@@ -34,6 +35,13 @@ def test_shipped_card_names_sources_that_can_be_opened(model_id: str, tmp_path: 
     variants = [variant.source for variant in card.variants if variant.source]
     for uri in [*card.source, *variants]:
         assert open_source(uri, revision=None, cache_dir=tmp_path, access=SourceAccess())
+
+
+@pytest.mark.parametrize("model_id", sorted(CARDS))
+def test_every_variant_of_a_shipped_card_can_be_had(model_id: str) -> None:
+    card = CARDS[model_id]
+    made = QUANTISED_BY_ENGINE.get(card.engines[0], frozenset())
+    assert all(variant.source or variant.name in made for variant in card.variants)
 
 
 @pytest.mark.parametrize("model_id", sorted(CARDS))
@@ -77,6 +85,7 @@ def _copy(tmp_path: Path, name: str = "a.yaml", **changes: object) -> Path:
         ({"parameters": -1}, "parameters"),
         ({"modality": ["smell"]}, "modality"),
         ({"id": "../up"}, "id"),
+        ({"variants": [{"name": "../x", "bits_per_weight": 4}]}, "variants"),
         ({"licence": {"name": "x", "grade": "commercial-with-conditions"}}, "licence"),
     ],
 )
@@ -85,6 +94,12 @@ def test_wrong_card_names_file_and_field(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"a\.yaml.*field {said}"):
         load_catalog(_copy(tmp_path, **changes))
+
+
+def test_two_variants_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = [{"name": "awq", "bits_per_weight": 4}] * 2
+    with pytest.raises(ConfigError, match=r"a\.yaml.*variants must have names of their own"):
+        load_catalog(_copy(tmp_path, variants=twice))
 
 
 def test_broken_yaml_names_file_and_line(tmp_path: Path) -> None:
