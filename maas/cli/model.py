@@ -164,7 +164,7 @@ def check(  # noqa: PLR0913 - one option for each number an operator can turn
         "tensor_parallel_size": tensor_parallel_size,
     }
     card = _card(model_id)
-    check_quantization(card, quantization, card.engines[0])
+    check_quantization(card, quantization, card.engines[0], machine)
     _, report = size_up(card, machine, parse_options(options))
     num_replicas = num_replicas_that_fit(report, machine)
     emit(

@@ -41,8 +41,10 @@ _TYPICAL_LEN = 2048
 _KV_SHARE = 4
 # Encoders keep none, but left unsaid vLLM would want 90 % of the machine's memory.
 _MIN_KV_BYTES = 64 * 2**20
-# What an engine quantises while loading; every other kind is in the weights' own config.
+# What an engine quantises while loading; every other kind is in the weights' own config. On
+# processors vLLM 0.32 fails at fp8, and its int8_per_channel_weight_only answers nonsense.
 QUANTISED_BY_ENGINE = {"vllm": frozenset({"fp8"})}
+GPU_ONLY = frozenset({"fp8"})
 
 
 class EngineOptions(Protocol):

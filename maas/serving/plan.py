@@ -14,7 +14,7 @@ from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
 from maas.engines.registry import get_engine
-from maas.engines.tuning import QUANTISED_BY_ENGINE, Tuning, tune
+from maas.engines.tuning import GPU_ONLY, QUANTISED_BY_ENGINE, Tuning, tune
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -77,12 +77,26 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
-def check_quantization(card: ModelCard, quantization: str | None, engine: str) -> None:
+def check_quantization(
+    card: ModelCard, quantization: str | None, engine: str, machine: Machine | None = None
+) -> None:
     """Refuse a quantisation nobody would apply: the engine would load the full weights.
 
+    Args:
+        card: The model.
+        quantization: The form of the weights that is asked for.
+        engine: Who should serve it.
+        machine: Where; none leaves that open.
+
     Raises:
-        ConfigError: The card has no such weights, and the engine does not make them.
+        ConfigError: The card has no such weights, and the engine does not make them; or it
+            needs a GPU and there is none.
     """
+    if quantization in GPU_ONLY and machine is not None and not machine.gpus:
+        raise ConfigError(
+            f"model {card.id}: quantization {quantization!r} needs a GPU, and there is none here",
+            param="quantization",
+        )
     if quantization is None or card.has_own_source(quantization):
         return
     made = QUANTISED_BY_ENGINE.get(engine, frozenset())
@@ -193,7 +207,7 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
-    check_quantization(card, options.quantization, deployment.engine)
+    check_quantization(card, options.quantization, deployment.engine, machine)
     _check_bounds(deployment)
     tuning, fit = size_up(card, machine, options)
     _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)

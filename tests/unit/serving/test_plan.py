@@ -157,6 +157,12 @@ def test_quantisation_is_what_the_card_has_or_the_engine_makes(catalog):
         make_plan(_deployment(card.id, "transformers", quantization="fp8"), card, machine)
 
 
+def test_fp8_is_refused_where_it_would_crash(catalog):
+    card = catalog["qwen3-8b"]
+    with pytest.raises(ConfigError, match="'fp8' needs a GPU"):
+        make_plan(_deployment(card.id, quantization="fp8"), card, MACHINE)
+
+
 def test_engine_that_does_not_report_its_load_is_not_scaled_by_it(catalog):
     card = catalog["smollm2-135m-instruct"]
     with pytest.raises(ConfigError, match="does not report its load"):
