@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from maas.catalog.card import LicenceGrade, Modality, ModelCard
 from maas.catalog.catalog import load_catalog
@@ -52,6 +53,44 @@ def test_shipped_card_fits_a_big_gpu_and_not_a_small_one(model_id: str) -> None:
     small = estimate_fit(card, make_machine(1), **limits)
     assert not small.fits
     assert small.advice
+
+
+TURNS = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+]
+PROMPTS = {
+    "baichuan2-13b-chat": "<reserved_106>one<reserved_107>two<reserved_106>three<reserved_107>",
+    "baichuan2-7b-chat": "<reserved_106>one<reserved_107>two<reserved_106>three<reserved_107>",
+    "chatglm-6b": (
+        "[Round 0]\n问\uff1aone\n答\uff1atwo\n[Round 1]\n问\uff1athree\n答\uff1a[gMASK]<sop>"
+    ),
+    "internlm-chat-7b": ("<s><|User|>:one<eoh>\n<|Bot|>:two<eoa>\n<|User|>:three<eoh>\n<|Bot|>:"),
+    "moss-moon-003-sft": (
+        "You are an AI assistant whose name is MOSS.\n"
+        "<|Human|>: one<eoh>\n<|MOSS|>: two<eom>\n<|Human|>: three<eoh>\n<|MOSS|>:"
+    ),
+    "qwen-7b-chat": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
+        "<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"
+    ),
+}
+
+
+def test_templates_that_cards_bring_write_the_prompt_their_model_was_taught() -> None:
+    # As transformers sets it up.
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    own = {i: card.chat_template for i, card in CARDS.items() if card.chat_template}
+    written = {
+        i: jinja.from_string(template).render(
+            messages=TURNS, add_generation_prompt=True, bos_token="<s>"
+        )
+        for i, template in own.items()
+        if template != "tokenizer"
+    }
+    assert written == PROMPTS
 
 
 def test_served_from_wheels_are_the_three() -> None:
