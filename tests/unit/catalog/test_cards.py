@@ -46,6 +46,17 @@ def test_every_variant_of_a_shipped_card_can_be_had(model_id: str) -> None:
 
 
 @pytest.mark.parametrize("model_id", sorted(CARDS))
+def test_bits_of_a_shipped_variant_count_the_embedding_in_full(model_id: str) -> None:
+    card = CARDS[model_id]
+    # Quantisers leave the embedding in 16 bits: the average can be no less than this.
+    share = card.shape.vocab_size * card.shape.hidden_size / card.parameters
+    for variant in card.variants:
+        linear = 8 if "8" in variant.name else 4
+        least = linear + (16 - linear) * share
+        assert least <= variant.bits_per_weight < least + 2
+
+
+@pytest.mark.parametrize("model_id", sorted(CARDS))
 def test_shipped_card_fits_a_big_gpu_and_not_a_small_one(model_id: str) -> None:
     card = CARDS[model_id]
     limits = {"max_model_len": min(card.context, 2048), "max_num_seqs": 4}
