@@ -1,17 +1,21 @@
 """Engines started for one purpose: embeddings, architectures vLLM lacks, a killed vLLM."""
 
 import asyncio
+import importlib.util
 import operator
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from maas.catalog.catalog import load_catalog
 from maas.core.errors import EngineStartFailed
 from maas.engines.orphans import find_orphans, kill_orphans
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
+from tests.conftest import REPOSITORY
 
 from .conftest import spec_for
 from .small_weights import write_awq, write_codegen
@@ -72,6 +76,22 @@ async def test_vllm_serves_weights_that_come_quantised(pool, smollm2_dir, tmp_pa
         assert "awq" in (pool.home / "awq.log").read_text().lower()
     finally:
         await pool.stop("awq")
+
+
+async def test_parsers_that_cards_name_are_vllms():
+    # No shipped test starts the large models, so a name that vLLM drops would show up nowhere else.
+    found = importlib.util.find_spec("vllm")
+    assert found
+    assert found.origin
+    folder = Path(found.origin).parent
+    tools = (folder / "tool_parsers" / "__init__.py").read_text()
+    reasoning = (folder / "reasoning" / "__init__.py").read_text()
+    cards = load_catalog(REPOSITORY / "models").values()
+    named = {(tools, card.tool_call_parser) for card in cards}
+    named |= {(reasoning, card.reasoning_parser) for card in cards}
+    unknown = {name for text, name in named if name and f'"{name}": (' not in text}
+    assert unknown == set()
+    assert any(name for _, name in named)
 
 
 async def test_transformers_serves_an_architecture_vllm_lacks(pool, tmp_path):
