@@ -110,6 +110,12 @@ def gemma_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """all-MiniLM-L6-v2 from its wheel."""
+    return _prepared("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Platform]:
     """One platform for the whole session: vLLM on Ray with SmolLM2 behind the gateway."""
     home = tmp_path_factory.mktemp("home")

@@ -22,8 +22,9 @@ from maas.core.errors import AlreadyRunning
 from maas.core.host import check_disk, check_port
 from maas.core.settings import Settings
 from maas.engines.orphans import kill_orphans
-from maas.engines.prepare import verify_model
+from maas.engines.prepare import folder_name, verify_model
 from maas.serving.cluster import address_file, ensure_token, ray_environment
+from maas.serving.options import parse_options
 from maas.serving.supervisor import ProcessSpec, Supervisor
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 
@@ -112,8 +113,9 @@ def _check_weights(settings: Settings, store: Store) -> None:
         card = catalog.get(deployment.model_id)
         if deployment.engine == "external" or card is None:
             continue
-        if (settings.weights_dir / card.id).exists():
-            verify_model(card, weights_dir=settings.weights_dir)
+        form = parse_options(dict(deployment.options)).quantization
+        if (settings.weights_dir / folder_name(card, form)).exists():
+            verify_model(card, weights_dir=settings.weights_dir, quantization=form)
 
 
 def _specs(settings: Settings) -> list[ProcessSpec]:

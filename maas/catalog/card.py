@@ -99,12 +99,12 @@ class Price(_Part):
 class Variant(_Part):
     """One form of the weights."""
 
-    name: str
-    """What a deployment asks for: ``bfloat16``, ``int8``, ``awq-int4`` ..."""
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")
+    """What ``--quantization`` asks for: ``awq``, ``gptq-int4``, ``fp8`` ..."""
     bits_per_weight: Annotated[float, Field(gt=0, le=32)]
     """Average bits of one weight, scales included."""
     source: str | None = None
-    """Where this form comes from; none: made from the card's own source."""
+    """Where this form comes from; none: the engine makes it from the card's own while loading."""
 
 
 class ModelCard(_Part):
@@ -158,3 +158,32 @@ class ModelCard(_Part):
     """The weights are pickled; the operator must allow it too."""
     price: Price = Price()
     """What use costs."""
+
+    @model_validator(mode="after")
+    def _variants_are_told_apart(self) -> "ModelCard":
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants must have names of their own: {', '.join(names)}")
+        return self
+
+    def variant(self, name: str | None) -> Variant | None:
+        """Return the variant of this name, if there is one."""
+        return next((variant for variant in self.variants if variant.name == name), None)
+
+    def has_own_source(self, quantization: str | None) -> bool:
+        """Say whether this form of the weights is fetched from a source of its own."""
+        variant = self.variant(quantization)
+        return variant is not None and variant.source is not None
+
+    def form(self, quantization: str | None) -> "ModelCard":
+        """Return the card of one form of the weights: with that form's source, if it has one."""
+        variant = self.variant(quantization)
+        if variant is None or variant.source is None:
+            return self
+        # Revision and hashes are those of the card's own source.
+        return ModelCard.model_validate(
+            {
+                **self.model_dump(exclude={"revision", "sha256"}),
+                "source": (variant.source,),
+            }
+        )

@@ -151,7 +151,8 @@ def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, 
     """Say what would make it fit, with numbers, most useful first."""
     rest = report.available_bytes - report.weights_bytes - report.overhead_bytes
     advice = _cache_advice(report, rest)
-    for name in [variant.name for variant in card.variants] or ["int8", "int4"]:
+    # The engine makes the forms without a source, and only on a GPU.
+    for name in [form.name for form in card.variants if form.source or machine.gpus]:
         size = weights_bytes(card, dtype=report.dtype, quantization=name)
         if size < report.weights_bytes:
             advice.append(f"take quantization {name}: weights of {_gib(size)}")

@@ -48,6 +48,9 @@ def create(  # noqa: PLR0913 - a command line has as many options as it has
     ] = False,
     min_replicas: Annotated[int, typer.Option("--min")] = 1,
     max_replicas: Annotated[int | None, typer.Option("--max", help="Default: as --min.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="Form of the weights: a variant of the card, or fp8.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option("-o", help=_OPTION_HELP)] = None,
     engine_arg: Annotated[
         list[str] | None, typer.Option(help="Argument handed to the engine as it is.")
@@ -58,6 +61,8 @@ def create(  # noqa: PLR0913 - a command line has as many options as it has
     options: dict[str, Any] = {**_parse_pairs(option or [])}
     if url is not None:
         options["url"] = url.rstrip("/").removesuffix("/v1")
+    if quantization is not None:
+        options["quantization"] = quantization
     if engine_arg:
         options["extra_engine_args"] = engine_arg
     settings = resolve_settings()

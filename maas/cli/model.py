@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,13 +25,16 @@ from maas.catalog.machine import Machine, probe_machine
 from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
-from maas.engines.prepare import prepare_model, verify_model
+from maas.engines.prepare import folder_name, prepare_model, verify_model
 from maas.serving.options import parse_options
-from maas.serving.plan import size_up
+from maas.serving.plan import check_quantization, size_up
 
 app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
 
 ModelId = Annotated[str, typer.Argument(help="Model id, as in: maas model list.")]
+Form = Annotated[
+    str | None, typer.Option(help="Form of the weights: a variant of the card, or fp8.")
+]
 _GIB = 2**30
 
 
@@ -51,12 +55,19 @@ def _card(model_id: str) -> ModelCard:
     return load_catalog(resolve_settings().models_dir).get_card(model_id)
 
 
+def _prepared_forms(card: ModelCard, weights_dir: Path) -> list[str | None]:
+    """Return the forms of a model's weights that are here; none is the plain one."""
+    forms = [None, *(variant.name for variant in card.variants if variant.source)]
+    folders = {form: weights_dir / folder_name(card, form) for form in forms}
+    return [form for form in forms if (folders[form] / "manifest.json").exists()]
+
+
 @app.command("list")
 def list_models(as_json: JsonFlag = False) -> None:
     """List the models there are cards of."""
     settings = resolve_settings()
     cards = list(load_catalog(settings.models_dir).values())
-    ready = {card.id: (settings.weights_dir / card.id / "manifest.json").exists() for card in cards}
+    here = {card.id: _prepared_forms(card, settings.weights_dir) for card in cards}
     rows = [
         {
             "id": card.id,
@@ -65,7 +76,8 @@ def list_models(as_json: JsonFlag = False) -> None:
             "task": card.task,
             "licence": card.licence.grade.value,
             "engines": list(card.engines),
-            "is_prepared": ready[card.id],
+            "is_prepared": None in here[card.id],
+            "prepared_variants": [form for form in here[card.id] if form],
         }
         for card in cards
     ]
@@ -80,7 +92,7 @@ def list_models(as_json: JsonFlag = False) -> None:
                 f"{card.parameters / 1e9:.2f} B",
                 str(card.context),
                 card.task,
-                "here" if ready[card.id] else "",
+                ", ".join(form or "here" for form in here[card.id]),
                 card.licence.grade.value,
                 ", ".join(card.engines),
             )
@@ -130,7 +142,7 @@ def _render_fit(console: Console, report: FitReport, machine: Machine, num_repli
 def check(  # noqa: PLR0913 - one option for each number an operator can turn
     model_id: ModelId,
     dtype: Annotated[str | None, typer.Option(help="Default: what suits this machine.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="A variant of the card.")] = None,
+    quantization: Form = None,
     max_model_len: Annotated[int | None, typer.Option(min=1)] = None,
     max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
     kv_cache_bytes: Annotated[int | None, typer.Option(min=1, help="CPU only.")] = None,
@@ -151,7 +163,9 @@ def check(  # noqa: PLR0913 - one option for each number an operator can turn
         "kv_cache_bytes": kv_cache_bytes,
         "tensor_parallel_size": tensor_parallel_size,
     }
-    _, report = size_up(_card(model_id), machine, parse_options(options))
+    card = _card(model_id)
+    check_quantization(card, quantization, card.engines[0], machine)
+    _, report = size_up(card, machine, parse_options(options))
     num_replicas = num_replicas_that_fit(report, machine)
     emit(
         {**asdict(report), "num_replicas_that_fit": num_replicas},
@@ -165,6 +179,7 @@ def check(  # noqa: PLR0913 - one option for each number an operator can turn
 @app.command()
 def pull(
     model_id: ModelId,
+    quantization: Form = None,
     again: Annotated[
         bool, typer.Option("--again", help="Throw away what is there and fetch it anew.")
     ] = False,
@@ -172,6 +187,7 @@ def pull(
 ) -> None:
     """Fetch a model's weights and make them ready; goes on where it was stopped."""
     settings, card = resolve_settings(), _card(model_id)
+    check_quantization(card, quantization, card.engines[0])
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     bar = Bar(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     with nullcontext() if as_json else bar:
@@ -189,6 +205,7 @@ def pull(
             card,
             weights_dir=settings.weights_dir,
             progress=tell,
+            quantization=quantization,
             allow_remote_code=settings.allow_remote_code,
             allow_pickle=settings.allow_pickle,
             access=source_access(settings),
@@ -196,23 +213,38 @@ def pull(
         )
     size = sum(record.size_bytes for record in prepared.manifest.files.values())
     emit(
-        {"id": card.id, "model_dir": str(prepared.model_dir), "size_bytes": size},
+        {
+            "id": card.id,
+            "quantization": quantization,
+            "model_dir": str(prepared.model_dir),
+            "size_bytes": size,
+        },
         as_json=as_json,
         render=lambda console: console.print(
-            f"{card.id}: {_gib(size)} in {prepared.model_dir}", soft_wrap=True
+            f"{prepared.model_dir.name}: {_gib(size)} in {prepared.model_dir}", soft_wrap=True
         ),
     )
 
 
 @app.command()
-def verify(model_id: ModelId, as_json: JsonFlag = False) -> None:
+def verify(model_id: ModelId, quantization: Form = None, as_json: JsonFlag = False) -> None:
     """Hash every byte of prepared weights and compare with what was recorded."""
     settings = resolve_settings()
-    manifest = verify_model(_card(model_id), weights_dir=settings.weights_dir, full=True)
+    card = _card(model_id)
+    check_quantization(card, quantization, card.engines[0])
+    manifest = verify_model(
+        card, weights_dir=settings.weights_dir, quantization=quantization, full=True
+    )
+    name = folder_name(card, quantization)
     emit(
-        {"id": model_id, "files": len(manifest.files), "is_whole": True},
+        {
+            "id": model_id,
+            "quantization": quantization,
+            "files": len(manifest.files),
+            "is_whole": True,
+        },
         as_json=as_json,
-        render=lambda console: console.print(f"{model_id}: {len(manifest.files)} files are whole"),
+        render=lambda console: console.print(f"{name}: {len(manifest.files)} files are whole"),
     )
 
 

@@ -2,6 +2,7 @@
 
     weights_dir/
       <model id>/            what engines load; manifest.json says it is whole
+      <model id>@<variant>/  the same of a variant that has a source of its own
       .<model id>.source/    what is being fetched; kept after a failure, to go on from
       .<model id>.new/       what is being made; thrown away after a failure
       .<model id>.lock       one process prepares, the others wait
@@ -24,6 +25,7 @@ from maas.catalog.weights.fetch import Fetched, fetch_weights
 from maas.catalog.weights.files import Progress, Report, SourceAccess, check_name
 from maas.catalog.weights.manifest import (
     Manifest,
+    pull_command,
     read_manifest,
     record_files,
     verify_folder,
@@ -47,6 +49,12 @@ class PreparedModel:
 
     model_dir: Path
     manifest: Manifest
+
+
+def folder_name(card: ModelCard, quantization: str | None = None) -> str:
+    """Return the name of the folder that holds one form of a model's weights."""
+    name = f"{card.id}@{quantization}" if card.has_own_source(quantization) else card.id
+    return check_name(name)
 
 
 def _ready(card: ModelCard, final: Path) -> PreparedModel | None:
@@ -121,6 +129,7 @@ def prepare_model(  # noqa: PLR0913 - all but one are keywords
     *,
     weights_dir: Path,
     progress: Report,
+    quantization: str | None = None,
     allow_remote_code: bool = False,
     allow_pickle: bool = False,
     access: SourceAccess | None = None,
@@ -132,6 +141,8 @@ def prepare_model(  # noqa: PLR0913 - all but one are keywords
         card: The model.
         weights_dir: Folder of prepared models.
         progress: Told how far it is.
+        quantization: The form of the weights; one without a source of its own is made by the
+            engine from the card's.
         allow_remote_code: The operator lets cards that ask for it run code from the weights.
         allow_pickle: The operator lets cards that ask for it load pickles.
         access: Tokens and endpoints of sources.
@@ -141,12 +152,13 @@ def prepare_model(  # noqa: PLR0913 - all but one are keywords
         WeightsError: They cannot be had, are damaged, or must not be used.
         DiskFull: No room for them.
     """
-    final = weights_dir / check_name(card.id)
+    name, card = folder_name(card, quantization), card.form(quantization)
+    final = weights_dir / name
     if not again and (prepared := _ready(card, final)):
         return prepared
     weights_dir.mkdir(parents=True, exist_ok=True)
-    source, new = weights_dir / f".{card.id}.source", weights_dir / f".{card.id}.new"
-    with _only_one(weights_dir / f".{card.id}.lock", card, progress):
+    source, new = weights_dir / f".{name}.source", weights_dir / f".{name}.new"
+    with _only_one(weights_dir / f".{name}.lock", card, progress):
         if not again and (prepared := _ready(card, final)):
             return prepared
         fetched = fetch_weights(
@@ -176,20 +188,23 @@ def prepare_model(  # noqa: PLR0913 - all but one are keywords
     return PreparedModel(final, manifest)
 
 
-def verify_model(card: ModelCard, *, weights_dir: Path, full: bool = False) -> Manifest:
+def verify_model(
+    card: ModelCard, *, weights_dir: Path, quantization: str | None = None, full: bool = False
+) -> Manifest:
     """Check prepared weights against what was recorded of them.
 
     Args:
         card: The model.
         weights_dir: Folder of prepared models.
+        quantization: The form of the weights.
         full: Hash every byte instead of what changed.
 
     Raises:
         WeightsCorrupt: They are missing or differ; the message names the file and the mend.
     """
-    folder = weights_dir / check_name(card.id)
+    folder = weights_dir / folder_name(card, quantization)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise WeightsCorrupt(f"{folder}: not prepared; run: maas model pull {card.id}")
+        raise WeightsCorrupt(f"{folder}: not prepared; run: {pull_command(folder)}")
     verify_folder(folder, manifest, full=full)
     return manifest

@@ -6,7 +6,8 @@ What an operator says wins; the rules for what is left open, in the order they a
   answers bfloat16 changes (docs/benchmarks.md: three in four of SmolLM2-135M's); for larger
   ones ``bfloat16`` where they multiply it (AVX-512 BF16, AMX), otherwise
   ``float32``: without the instructions every product is widened first, which costs more than
-  reading twice the bytes. On a GPU ``auto``.
+  reading twice the bytes. Weights that were quantised before are computed in ``bfloat16``:
+  vLLM's AWQ and GPTQ know no ``float32``. On a GPU ``auto``.
 - **max_num_seqs**: 16 for each processor, from 8 to 256 (a wider batch only waits); on a GPU 256.
 - **max_model_len**: the card's context, or the longest sequence whose KV cache fits a quarter
   of the machine's memory.
@@ -40,8 +41,10 @@ _TYPICAL_LEN = 2048
 _KV_SHARE = 4
 # Encoders keep none, but left unsaid vLLM would want 90 % of the machine's memory.
 _MIN_KV_BYTES = 64 * 2**20
-# Quantised while loading, by the engine; every other kind is in the weights' own config.
-QUANTISED_BY_ENGINE = frozenset({"fp8"})
+# What an engine quantises while loading; every other kind is in the weights' own config. On
+# processors vLLM 0.32 fails at fp8, and its int8_per_channel_weight_only answers nonsense.
+QUANTISED_BY_ENGINE = {"vllm": frozenset({"fp8"})}
+GPU_ONLY = frozenset({"fp8"})
 
 
 class EngineOptions(Protocol):
@@ -86,10 +89,12 @@ class Tuning:
     max_num_seqs: int
 
 
-def choose_dtype(card: ModelCard, machine: Machine) -> str:
+def choose_dtype(card: ModelCard, machine: Machine, *, is_quantised: bool = False) -> str:
     """Return the dtype this machine computes fastest without changing what a model says."""
     if machine.gpus:
         return "auto"
+    if is_quantised:
+        return "bfloat16"
     if card.parameters < _ROUNDING_MATTERS_BELOW:
         return "float32"
     return "bfloat16" if machine.cpu_flags & _BF16_FLAGS else "float32"
@@ -123,7 +128,8 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         options: What the operator said; none of a field leaves it to the rules.
     """
     is_gpu = bool(machine.gpus)
-    dtype = options.dtype or choose_dtype(card, machine)
+    is_quantised = card.has_own_source(options.quantization)
+    dtype = options.dtype or choose_dtype(card, machine, is_quantised=is_quantised)
     max_num_seqs = options.max_num_seqs or (
         256 if is_gpu else min(max(16 * machine.num_cores, 8), 256)
     )
@@ -142,7 +148,8 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         task=card.task,
         device="cuda" if is_gpu else "cpu",
         dtype=dtype,
-        quantization=options.quantization if options.quantization in QUANTISED_BY_ENGINE else None,
+        # What comes quantised says how in its own config.
+        quantization=None if is_quantised else options.quantization,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens

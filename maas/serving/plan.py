@@ -14,7 +14,7 @@ from maas.core.settings import Settings
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
 from maas.engines.registry import get_engine
-from maas.engines.tuning import QUANTISED_BY_ENGINE, Tuning, tune
+from maas.engines.tuning import GPU_ONLY, QUANTISED_BY_ENGINE, Tuning, tune
 from maas.serving.options import DeploymentOptions, parse_options
 from maas.store.records import Deployment
 
@@ -25,6 +25,8 @@ class DeploymentPlan:
 
     Attributes:
         spec: Engine start, but for what only the replica knows: port and weights folder.
+        card: Of the form of the weights that is served: its source is that form's.
+        quantization: The form of the weights, or none.
         memory_bytes: What Ray sets aside for one replica.
         cache_dir: Compiled kernels and the like, kept between starts.
     """
@@ -33,6 +35,7 @@ class DeploymentPlan:
     model_id: str
     engine: str
     card: ModelCard
+    quantization: str | None
     spec: EngineSpec
     num_gpus: int
     memory_bytes: int
@@ -74,19 +77,37 @@ def _check_ranks(options: DeploymentOptions, machine: Machine) -> None:
         )
 
 
-def _check_quantization(options: DeploymentOptions, card: ModelCard) -> None:
+def check_quantization(
+    card: ModelCard, quantization: str | None, engine: str, machine: Machine | None = None
+) -> None:
     """Refuse a quantisation nobody would apply: the engine would load the full weights.
 
+    Args:
+        card: The model.
+        quantization: The form of the weights that is asked for.
+        engine: Who should serve it.
+        machine: Where; none leaves that open.
+
     Raises:
-        ConfigError: It is none that the engine makes while loading.
+        ConfigError: The card has no such weights, and the engine does not make them; or it
+            needs a GPU and there is none.
     """
-    wanted = options.quantization
-    if wanted is not None and wanted not in QUANTISED_BY_ENGINE:
+    if quantization in GPU_ONLY and machine is not None and not machine.gpus:
         raise ConfigError(
-            f"model {card.id}: quantization {wanted!r} cannot be served yet; engines make "
-            f"{', '.join(sorted(QUANTISED_BY_ENGINE))} while loading",
+            f"model {card.id}: quantization {quantization!r} needs a GPU, and there is none here",
             param="quantization",
         )
+    if quantization is None or card.has_own_source(quantization):
+        return
+    made = QUANTISED_BY_ENGINE.get(engine, frozenset())
+    if quantization in made:
+        return
+    own = {variant.name for variant in card.variants if variant.source}
+    raise ConfigError(
+        f"model {card.id}: nobody has quantization {quantization!r} of it for engine {engine}; "
+        f"there are: {', '.join(sorted(own | made)) or 'none'}",
+        param="quantization",
+    )
 
 
 def _check_bounds(deployment: Deployment) -> None:
@@ -186,7 +207,7 @@ def make_plan(
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
-    _check_quantization(options, card)
+    check_quantization(card, options.quantization, deployment.engine, machine)
     _check_bounds(deployment)
     tuning, fit = size_up(card, machine, options)
     _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)
@@ -194,7 +215,8 @@ def make_plan(
         deployment_id=deployment.id,
         model_id=deployment.model_id,
         engine=deployment.engine,
-        card=card,
+        card=card.form(options.quantization),
+        quantization=options.quantization,
         spec=tuning.spec,
         num_gpus=options.tensor_parallel_size if machine.gpus else 0,
         memory_bytes=0 if machine.gpus else fit.total_bytes,
@@ -216,6 +238,7 @@ def prepare_weights(
     return prepare_model(
         plan.card,
         weights_dir=settings.weights_dir,
+        quantization=plan.quantization,
         progress=lambda progress: report(str(progress)),
         allow_remote_code=settings.allow_remote_code,
         allow_pickle=settings.allow_pickle,

@@ -80,13 +80,13 @@ class EnginePool:
 
     def __init__(self, client: aiohttp.ClientSession, home: Path, smollm2: Path | None) -> None:
         self._client = client
-        self._home = home
+        self.home = home
         self._smollm2 = smollm2
         self._served: dict[str, Served] = {}
 
     async def start(self, name: str, adapter: EngineAdapter, spec: EngineSpec) -> Served:
-        log_path = self._home / f"{name}.log"
-        engine = EngineProcess(adapter, spec, home=self._home, replica_id=name, log_path=log_path)
+        log_path = self.home / f"{name}.log"
+        engine = EngineProcess(adapter, spec, home=self.home, replica_id=name, log_path=log_path)
         await engine.start()
         model = adapter.engine_model(spec)
         self._served[name] = Served(adapter, spec.url, model, self._client, spec.model_dir, engine)
@@ -97,7 +97,7 @@ class EnginePool:
         if name in self._served:
             return self._served[name]
         if name == "fake":
-            return await self.start(name, FakeAdapter(), spec_for(self._home))
+            return await self.start(name, FakeAdapter(), spec_for(self.home))
         assert self._smollm2
         if name == "vllm":
             spec = replace(
@@ -119,7 +119,7 @@ class EnginePool:
     def _sampling_weights(self) -> Path:
         """SmolLM2 with sampling on: this engine samples only where the weights say so."""
         assert self._smollm2
-        target = self._home / "sampling"
+        target = self.home / "sampling"
         shutil.copytree(self._smollm2, target)
         path = target / "generation_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True}))

@@ -1,19 +1,24 @@
 """Engines started for one purpose: embeddings, architectures vLLM lacks, a killed vLLM."""
 
 import asyncio
+import importlib.util
+import operator
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from maas.catalog.catalog import load_catalog
 from maas.core.errors import EngineStartFailed
 from maas.engines.orphans import find_orphans, kill_orphans
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
+from tests.conftest import REPOSITORY
 
 from .conftest import spec_for
-from .small_weights import write_bert, write_codegen
+from .small_weights import write_awq, write_codegen
 
 pytestmark = [
     pytest.mark.engine,
@@ -22,17 +27,19 @@ pytestmark = [
 ]
 
 
-async def test_vllm_embeds_with_an_encoder(pool, tmp_path):
-    spec = replace(
-        spec_for(write_bert(tmp_path / "bert")), task="embed", dtype="float32", max_model_len=64
-    )
+async def test_vllm_embeds_with_minilm_and_knows_what_is_alike(pool, minilm_dir):
+    spec = replace(spec_for(minilm_dir), task="embed", dtype="float32", max_model_len=256)
     served = await pool.start("embed", get_engine("vllm"), spec)
+    texts = ["A man is eating food.", "Somebody has a meal.", "The stock market fell today."]
     try:
-        status, answer = await served.post("/v1/embeddings", input=["rain falls", "the hills"])
+        status, answer = await served.post("/v1/embeddings", input=texts)
         assert status == 200, answer
-        first, second = (item["embedding"] for item in answer["data"])
-        assert len(first) == len(second) == 64
-        assert first != second
+        man, meal, market = (item["embedding"] for item in answer["data"])
+        assert len(man) == 384
+        # Of length 1, so the product is the cosine.
+        assert sum(x * x for x in man) == pytest.approx(1, abs=1e-3)
+        alike, apart = (sum(map(operator.mul, man, other)) for other in (meal, market))
+        assert alike > 0.5 > 0.2 > apart
         assert answer["usage"]["prompt_tokens"] > 0
         status, _ = await served.post("/v1/completions", prompt="rain")
         assert status >= 400
@@ -57,6 +64,34 @@ async def test_vllm_serves_gemma_as_the_card_says(pool, gemma_dir):
         assert status == 400, answer
     finally:
         await pool.stop("gemma")
+
+
+async def test_vllm_serves_weights_that_come_quantised(pool, smollm2_dir, tmp_path):
+    # As a variant with its own source is started: no flag, the weights' config says what they are.
+    spec = replace(spec_for(write_awq(tmp_path / "awq", smollm2_dir)), max_model_len=256)
+    served = await pool.start("awq", get_engine("vllm"), spec)
+    try:
+        answer = await served.chat("What is the capital of France?", max_tokens=24)
+        assert "Paris" in answer["choices"][0]["message"]["content"]
+        assert "awq" in (pool.home / "awq.log").read_text().lower()
+    finally:
+        await pool.stop("awq")
+
+
+async def test_parsers_that_cards_name_are_vllms():
+    # No shipped test starts the large models, so a name that vLLM drops would show up nowhere else.
+    found = importlib.util.find_spec("vllm")
+    assert found
+    assert found.origin
+    folder = Path(found.origin).parent
+    tools = (folder / "tool_parsers" / "__init__.py").read_text()
+    reasoning = (folder / "reasoning" / "__init__.py").read_text()
+    cards = load_catalog(REPOSITORY / "models").values()
+    named = {(tools, card.tool_call_parser) for card in cards}
+    named |= {(reasoning, card.reasoning_parser) for card in cards}
+    unknown = {name for text, name in named if name and f'"{name}": (' not in text}
+    assert unknown == set()
+    assert any(name for _, name in named)
 
 
 async def test_transformers_serves_an_architecture_vllm_lacks(pool, tmp_path):

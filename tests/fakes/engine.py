@@ -1,8 +1,9 @@
 """A fake engine: vLLM's wire shapes over plain ASGI, with switches for every fault.
 
-The prompt says how to behave: ``say:WORDS`` answers them, ``slow`` pauses between tokens,
-``die`` closes the connection after two tokens, ``die-first`` before any, ``hang`` never answers,
-``cut`` ends the stream without ``[DONE]``, ``engine-error`` reports an error in the stream.
+The prompt says how to behave: ``say:WORDS`` answers them, ``flood:N`` answers N words, ``slow``
+pauses between tokens, ``die`` closes the connection after two tokens, ``die-first`` before any,
+``hang`` never answers, ``cut`` ends the stream without ``[DONE]``, ``engine-error`` reports an
+error in the stream.
 """
 
 import asyncio
@@ -75,7 +76,11 @@ class FakeEngine:
             raise ConnectionResetError
         if prompt == "hang":
             await asyncio.sleep(3600)
-        words = prompt[4:].split("|") if prompt.startswith("say:") else WORDS
+        words = WORDS
+        if prompt.startswith("say:"):
+            words = prompt[4:].split("|")
+        elif prompt.startswith("flood:"):
+            words = ["a"] * int(prompt[6:])
         self.num_running += 1
         gone = asyncio.ensure_future(_until_disconnect(receive))
         try:

@@ -80,8 +80,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise WeightsCorrupt(f"{path}: damaged; {_mend(folder)}") from error
 
 
+def pull_command(folder: Path) -> str:
+    """Return the command that prepares a folder, which is named after model and variant."""
+    model_id, _, variant = folder.name.partition("@")
+    return f"maas model pull {model_id}" + (f" --quantization {variant}" if variant else "")
+
+
 def _mend(folder: Path) -> str:
-    return f"run: maas model pull {folder.name} --again"
+    return f"run: {pull_command(folder)} --again"
 
 
 def _check_safetensors(path: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from maas.gateway.corked import Cork
 from maas.gateway.relay.engine_http import EngineConnection, EngineResponse
 
 KEEP_ALIVE_S = 20.0
+_RECEIVE_BUFFER_BYTES = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class EnginePool:
         try:
             # A timeout here is a refused connection; only a silent answer is a TimeoutError.
             async with _refused_after(self._connect_timeout_s):
-                _, connection = await self._loop.create_connection(
+                transport, connection = await self._loop.create_connection(
                     lambda: EngineConnection(home, self._loop, self._cork, self._open.discard),
                     origin.host,
                     origin.port,
@@ -119,6 +121,9 @@ class EnginePool:
                 )
         finally:
             self._num_connecting -= 1
+        # A slow client's answer waits in its engine; Linux alone would keep 32 MiB of it here.
+        own_socket = transport.get_extra_info("socket")
+        own_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         self._open.add(connection)
         return connection
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from maas.catalog.card import ModelCard
-from maas.catalog.weights.files import Progress
+from maas.catalog.weights.files import Progress, hash_file
 from maas.core.errors import DiskFull, SourceUnreachable, WeightsCorrupt
 from maas.engines import prepare
 from maas.engines.prepare import PreparedModel, prepare_model, verify_model
@@ -64,6 +64,50 @@ def test_changed_source_is_prepared_anew(card: ModelCard, tmp_path: Path) -> Non
     other = make_card(source=[f"file://{tmp_path}/other"])
     prepared = _prepare(other, tmp_path)
     assert prepared.manifest.files["model.safetensors"].size_bytes > 8000
+
+
+@pytest.fixture
+def two_forms(tmp_path: Path) -> ModelCard:
+    write_weights(tmp_path / "source")
+    write_weights(tmp_path / "small", size=1000)
+    awq = {"name": "awq", "bits_per_weight": 4.5, "source": f"file://{tmp_path}/small"}
+    return make_card(
+        source=[f"file://{tmp_path}/source"],
+        # Of the plain form: the same file of another form has another hash.
+        sha256={"model.safetensors": hash_file(tmp_path / "source" / "model.safetensors").sha256},
+        variants=[awq, {"name": "fp8", "bits_per_weight": 8}],
+    )
+
+
+def test_variant_with_a_source_of_its_own_has_a_folder_of_its_own(
+    two_forms: ModelCard, tmp_path: Path
+) -> None:
+    plain = _prepare(two_forms, tmp_path)
+    awq = _prepare(two_forms, tmp_path, quantization="awq")
+    assert [form.model_dir.name for form in (plain, awq)] == ["tiny", "tiny@awq"]
+    assert awq.manifest.source == (f"file://{tmp_path}/small",)
+    sizes = [form.manifest.files["model.safetensors"].size_bytes for form in (plain, awq)]
+    assert sizes[0] > 4000 > sizes[1]
+    # Neither was thrown away for the other.
+    assert _prepare(two_forms, tmp_path) == plain
+    assert verify_model(two_forms, weights_dir=tmp_path / "models", quantization="awq", full=True)
+
+
+def test_variant_that_the_engine_makes_loads_the_plain_weights(
+    two_forms: ModelCard, tmp_path: Path
+) -> None:
+    assert _prepare(two_forms, tmp_path, quantization="fp8") == _prepare(two_forms, tmp_path)
+
+
+def test_damaged_variant_names_the_command_that_mends_it(
+    two_forms: ModelCard, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsCorrupt, match=r"maas model pull tiny --quantization awq$"):
+        verify_model(two_forms, weights_dir=tmp_path / "models", quantization="awq")
+    folder = _prepare(two_forms, tmp_path, quantization="awq").model_dir
+    os.truncate(folder / "model.safetensors", 100)
+    with pytest.raises(WeightsCorrupt, match="maas model pull tiny --quantization awq --again"):
+        _prepare(two_forms, tmp_path, quantization="awq")
 
 
 def _weights(tmp_path: Path) -> Path:

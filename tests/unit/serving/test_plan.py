@@ -125,6 +125,44 @@ def test_check_counts_what_a_start_takes(catalog):
     assert tuning.spec == plan.spec
 
 
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_variant_with_its_own_weights_is_planned_by_them(catalog, engine):
+    machine = replace(MACHINE, gpus=(Gpu("one", 80 * GIB),))
+    card = catalog["qwen3-8b"]
+    plain = make_plan(_deployment("qwen3-8b", engine), card, machine)
+    awq = make_plan(_deployment("qwen3-8b", engine, quantization="awq"), card, machine)
+    assert awq.card.source == (card.variant("awq").source,)
+    # Its own config says how it is quantised; the engine is told nothing.
+    assert (awq.quantization, awq.spec.quantization) == ("awq", None)
+    assert awq.digest != plain.digest
+
+
+def test_quantised_weights_are_smaller_and_computed_in_bfloat16_on_processors(catalog):
+    card = catalog["qwen3-8b"]
+    tuning, fit = size_up(card, MACHINE, parse_options({"quantization": "awq"}))
+    _, plain = size_up(card, MACHINE, parse_options({}))
+    assert fit.weights_bytes < plain.weights_bytes / 3
+    assert tuning.spec.dtype == "bfloat16"
+
+
+def test_quantisation_is_what_the_card_has_or_the_engine_makes(catalog):
+    machine = replace(MACHINE, gpus=(Gpu("one", 80 * GIB),))
+    card = catalog["llama-2-7b-chat"]
+    made = make_plan(_deployment(card.id, quantization="fp8"), card, machine)
+    assert made.spec.quantization == "fp8"
+    assert made.card.source == card.source
+    with pytest.raises(ConfigError, match=r"'gptq'.* for engine vllm; there are: awq, fp8"):
+        make_plan(_deployment(card.id, quantization="gptq"), card, machine)
+    with pytest.raises(ConfigError, match=r"'fp8'.* for engine transformers; there are: awq"):
+        make_plan(_deployment(card.id, "transformers", quantization="fp8"), card, machine)
+
+
+def test_fp8_is_refused_where_it_would_crash(catalog):
+    card = catalog["qwen3-8b"]
+    with pytest.raises(ConfigError, match="'fp8' needs a GPU"):
+        make_plan(_deployment(card.id, quantization="fp8"), card, MACHINE)
+
+
 def test_engine_that_does_not_report_its_load_is_not_scaled_by_it(catalog):
     card = catalog["smollm2-135m-instruct"]
     with pytest.raises(ConfigError, match="does not report its load"):
