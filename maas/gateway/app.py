@@ -32,7 +32,7 @@ from maas.gateway.relay.access import AccessLog
 from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
 from maas.gateway.relay.http import request_id_of
-from maas.gateway.relay.metering import GatewayCollector, Meter
+from maas.gateway.relay.metering import GatewayCollector, LedgerCollector, Meter
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader, Sources
 from maas.gateway.relay.upstream import Upstream
@@ -259,7 +259,7 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         interval_s=settings.snapshot_interval_s,
         gateway_id=new_id("gw"),
     )
-    admission = Admission(ledger.spender, ledger.clock)
+    admission = Admission(ledger.spender, ledger.clock, num_gateways=lambda: snapshots.num_gateways)
     relay = Relay(
         settings,
         snapshots,
@@ -276,6 +276,7 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     )
     registry = CollectorRegistry()
     registry.register(GatewayCollector(meter, router, lambda: snapshots.current))
+    registry.register(LedgerCollector(admission, ledger.spender))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

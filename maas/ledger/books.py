@@ -27,7 +27,6 @@ from maas.ledger.wal import Position
 from maas.store.database import Database
 from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow, SpenderRow
 from maas.store.money import to_nanos
-from maas.store.sql import insert_missing, lock_by_name
 
 _COLUMNS = {
     "organization": JournalRow.organization_id,
@@ -41,7 +40,6 @@ SLICE_SHARE = 4
 # Spenders say every few seconds that they live.
 SILENT_S = 60.0
 _KEEP_COUNTERS_S = 3600.0
-_JOURNAL = "journal"
 
 
 @dataclass(frozen=True)
@@ -101,47 +99,20 @@ class Books:
         with self._database.write(bump_revision=False) as session:
             session.add(SpenderRow(id=spender_id, segment=0, position=0, seen_at=self._clock.now()))
 
-    def grant(self, spender_id: str, wants: Iterable[Want]) -> dict[str, Granted]:
-        """Grant what can be had of each; by counter."""
-        # In one order everywhere: two spenders never wait for one another.
-        wants = sorted(wants, key=lambda want: want.window.key)
+    def grant(self, spender_id: str, wants: Sequence[Want]) -> list[Granted]:
+        """Grant what can be had of each, in their order."""
         with self._database.write(bump_revision=False) as session:
             keys = [want.window.key for want in wants]
-            known = set(session.scalars(select(CounterRow.key).where(CounterRow.key.in_(keys))))
-            missing = [want for want in wants if want.window.key not in known]
-            if missing:
-                # No posting may go by between the sum of the journal and the new counter.
-                lock_by_name(session, _JOURNAL, is_shared=False)
-            for want in missing:
-                self._begin_counter(session, want.cap, want.window)
-            return {want.window.key: self._grant(session, spender_id, want) for want in wants}
-
-    def _grant(self, session: Session, spender_id: str, want: Want) -> Granted:
-        key = want.window.key
-        counter = session.get_one(CounterRow, key, with_for_update=True)
-        available = max(want.cap.amount - counter.used - counter.leased, 0)
-        wish = max(want.wish, want.need, available // SLICE_SHARE)
-        amount = min(wish, available) if available >= want.need else 0
-        if amount:
-            counter.leased += amount
-            grant = session.get(GrantRow, (key, spender_id))
-            if grant is None:
-                session.add(GrantRow(counter_key=key, spender_id=spender_id, amount=amount))
-            else:
-                grant.amount += amount
-        return Granted(amount, available - amount, counter.leased)
-
-    def _begin_counter(self, session: Session, cap: Cap, window: Window) -> None:
-        # Used before anybody capped it; whatever is posted later adds itself.
-        used = session.scalar(_journaled(cap, window)) if cap.metric.is_journaled else 0
-        insert_missing(
-            session,
-            CounterRow,
-            key=window.key,
-            window_end=window.end,
-            used=int(used or 0),
-            leased=0,
-        )
+            found = session.scalars(select(CounterRow).where(CounterRow.key.in_(keys)))
+            counters = {counter.key: counter for counter in found}
+            granted: list[Granted] = []
+            for want in wants:
+                counter = counters.get(want.window.key)
+                if counter is None:
+                    counter = _new_counter(session, want.cap, want.window)
+                    counters[counter.key] = counter
+                granted.append(_grant(session, spender_id, want, counter))
+            return granted
 
     def post(self, spender_id: str, posting: Posting, *, since: Position, until: Position) -> None:
         """Write a posting; doing so twice, after an answer that got lost, changes nothing.
@@ -150,8 +121,7 @@ class Books:
             Conflict: Somebody else closed this spender's books.
         """
         with self._database.write(bump_revision=False) as session:
-            lock_by_name(session, _JOURNAL, is_shared=True)
-            spender = session.get(SpenderRow, spender_id, with_for_update=True)
+            spender = session.get(SpenderRow, spender_id)
             position = spender and Position(spender.segment, spender.position)
             if spender is None or position not in {since, until}:
                 raise Conflict(f"the books of {spender_id} are closed")
@@ -170,8 +140,7 @@ class Books:
             False where its books were closed before: nothing was written.
         """
         with self._database.write(bump_revision=False) as session:
-            lock_by_name(session, _JOURNAL, is_shared=True)
-            if session.get(SpenderRow, spender_id, with_for_update=True) is None:
+            if session.get(SpenderRow, spender_id) is None:
                 return False
             grants = session.scalars(
                 select(GrantRow)
@@ -204,7 +173,6 @@ class Books:
             How many were new.
         """
         with self._database.write(bump_revision=False) as session:
-            lock_by_name(session, _JOURNAL, is_shared=True)
             ids = [entry.id for entry in entries]
             known = set(session.scalars(select(JournalRow.id).where(JournalRow.id.in_(ids))))
             new = [entry for entry in entries if entry.id not in known]
@@ -238,7 +206,7 @@ class Books:
                 )
             ).all()
             for grant in silent:
-                counter = session.get_one(CounterRow, grant.counter_key, with_for_update=True)
+                counter = session.get_one(CounterRow, grant.counter_key)
                 counter.leased -= grant.amount
                 grant.amount = 0
             session.execute(
@@ -249,7 +217,7 @@ class Books:
             )
 
     def _apply(self, session: Session, spender_id: str, posting: Posting) -> None:
-        """Write charges, and move counters and grants by them. Holds the journal's lock."""
+        """Write charges, and move counters and grants by them."""
         if posting.entries:
             session.execute(insert(JournalRow), [_row_of(entry) for entry in posting.entries])
         used = dict(posting.used)
@@ -259,13 +227,7 @@ class Books:
         keys = {*used, *posting.released}
         if not keys:
             return
-        # Locked in one order everywhere, before the first is changed.
-        counters = session.scalars(
-            select(CounterRow)
-            .where(CounterRow.key.in_(keys))
-            .order_by(CounterRow.key)
-            .with_for_update()
-        )
+        counters = session.scalars(select(CounterRow).where(CounterRow.key.in_(keys)))
         by_key = {counter.key: counter for counter in counters}
         for key, amount in used.items():
             if key in by_key:
@@ -280,6 +242,29 @@ class Books:
             amount = min(posting.released[grant.counter_key], grant.amount)
             grant.amount -= amount
             by_key[grant.counter_key].leased -= amount
+
+
+def _grant(session: Session, spender_id: str, want: Want, counter: CounterRow) -> Granted:
+    available = max(want.cap.amount - counter.used - counter.leased, 0)
+    wish = max(want.wish, want.need, available // SLICE_SHARE)
+    amount = min(wish, available) if available >= want.need else 0
+    if amount:
+        counter.leased += amount
+        grant = session.get(GrantRow, (counter.key, spender_id))
+        if grant is None:
+            session.add(GrantRow(counter_key=counter.key, spender_id=spender_id, amount=amount))
+            session.flush()
+        else:
+            grant.amount += amount
+    return Granted(amount, available - amount, counter.leased)
+
+
+def _new_counter(session: Session, cap: Cap, window: Window) -> CounterRow:
+    # Used before anybody capped it; whatever is posted later adds itself.
+    used = session.scalar(_journaled(cap, window)) if cap.metric.is_journaled else 0
+    counter = CounterRow(key=window.key, window_end=window.end, used=int(used or 0), leased=0)
+    session.add(counter)
+    return counter
 
 
 def _journaled(cap: Cap, window: Window) -> Select[int]:

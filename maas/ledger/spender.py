@@ -141,6 +141,16 @@ class Spender:
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closed = False
 
+    @property
+    def num_open(self) -> int:
+        """Reservations that are neither settled nor dropped."""
+        return len(self._open)
+
+    @property
+    def num_unposted(self) -> int:
+        """Charges that are in the log and not known to be in the journal."""
+        return len(self._entries) + (len(self._batch.posting.entries) if self._batch else 0)
+
     async def start(self) -> None:
         """Register with the store and begin to post."""
         await asyncio.to_thread(self._books.open, self.id)
@@ -380,8 +390,7 @@ class Spender:
                     if not waiter.done():
                         waiter.set_exception(Unavailable("limits cannot be checked just now"))
                 continue
-            for piece in wanted:
-                answer = granted[piece.window.key]
+            for piece, answer in zip(wanted, granted, strict=True):
                 piece.free += answer.amount
                 piece.low = answer.amount // 4
                 piece.remaining, piece.leased = answer.remaining, answer.leased

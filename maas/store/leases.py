@@ -1,6 +1,6 @@
 """Named leases: which controller leads, which gateways are alive and what they have seen."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from maas.core.clock import Clock
 from maas.store.database import Database
@@ -38,6 +38,15 @@ class LeaseRepository:
             session.execute(
                 delete(LeaseRow).where(LeaseRow.name == name, LeaseRow.holder == holder)
             )
+
+    def count_gateways(self) -> int:
+        """Return how many gateways are alive."""
+        with self._database.read() as session:
+            live = select(func.count()).where(
+                LeaseRow.name.startswith(GATEWAY_PREFIX),
+                LeaseRow.expires_at > self._clock.now(),
+            )
+            return session.scalar(live) or 0
 
     def are_gateways_current(self) -> bool:
         """Say whether every live gateway has seen the newest revision."""

@@ -1,7 +1,7 @@
 """Admission: what a request may cost is reserved and its turn awaited; what it did is settled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -68,11 +68,15 @@ class Admission:
     Args:
         spender: This gateway's purse.
         clock: For windows.
+        num_gateways: Says how many share the engines with this one.
     """
 
-    def __init__(self, spender: Spender, clock: Clock) -> None:
+    def __init__(
+        self, spender: Spender, clock: Clock, *, num_gateways: Callable[[], int] = lambda: 1
+    ) -> None:
         self._spender = spender
         self._clock = clock
+        self._num_gateways = num_gateways
         self._queues = FairQueues()
         self._late: set[asyncio.Task[None]] = set()
 
@@ -90,7 +94,9 @@ class Admission:
             terms.payer.project_id, terms.weight, terms.priority, request.num_tokens_estimate
         )
         try:
-            async with self._queues.turn(entry.root, claim, capacity=entry.capacity) as ticket:
+            # Rounded up: no engine stands idle because gateways are many.
+            capacity = -(-entry.capacity // max(self._num_gateways(), 1))
+            async with self._queues.turn(entry.root, claim, capacity=capacity) as ticket:
                 yield admitted
                 if admitted.usage is not None:
                     ticket.num_tokens = quantity_of(admitted.usage).num_tokens
@@ -143,6 +149,10 @@ class Admission:
             task.add_done_callback(self._late.discard)
         else:
             self._spender.drop(reservation)
+
+    def num_waiting(self) -> Mapping[str, int]:
+        """Return how many requests wait for their turn, by model."""
+        return self._queues.num_waiting()
 
     async def stop(self) -> None:
         """Wait for charges that are still counted."""

@@ -10,8 +10,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from maas.gateway.relay.access import AccessRecord
+from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.routing import Router
 from maas.gateway.relay.snapshot import Snapshot
+from maas.ledger.spender import Spender
 
 # Seconds.
 TTFT_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -171,3 +173,28 @@ class GatewayCollector(Collector):
                 outstanding = self._router.outstanding_tokens.get(replica.id, 0)
                 gauges["outstanding_tokens"].add_metric(key, outstanding)
         yield from gauges.values()
+
+
+class LedgerCollector(Collector):
+    """What waits at this gateway: requests for their turn, charges for the journal."""
+
+    def __init__(self, admission: Admission, spender: Spender) -> None:
+        self._admission = admission
+        self._spender = spender
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric."""
+        waiting = GaugeMetricFamily(
+            "maas_queued_requests", "Requests that wait for their turn", labels=["model"]
+        )
+        for model, count in self._admission.num_waiting().items():
+            waiting.add_metric([model], count)
+        yield waiting
+        yield GaugeMetricFamily(
+            "maas_open_reservations", "Admitted and not settled", value=self._spender.num_open
+        )
+        yield GaugeMetricFamily(
+            "maas_unposted_charges",
+            "Charges in the log and not yet in the journal",
+            value=self._spender.num_unposted,
+        )

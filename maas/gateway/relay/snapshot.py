@@ -200,6 +200,9 @@ class SnapshotReader:
         connect: Capabilities and authorization of a deployment's engine.
         interval_s: Seconds between two readings.
         gateway_id: Name of this gateway's lease.
+
+    Attributes:
+        num_gateways: Those alive on this store, this one among them.
     """
 
     def __init__(
@@ -213,6 +216,7 @@ class SnapshotReader:
     ) -> None:
         self.current = Snapshot()
         self.is_stale = False
+        self.num_gateways = 1
         self._state, self._leases, self._tariff = sources.state, sources.leases, sources.tariff
         self._prices = PriceBook({})
         self._describe = describe
@@ -284,4 +288,5 @@ class SnapshotReader:
             ttl_s=LEASE_TTL_S,
             revision=self.current.revision,
         )
+        self.num_gateways = await asyncio.to_thread(self._leases.count_gateways)
         self._renewed_at = now
