@@ -193,7 +193,7 @@ def quantity_of(usage: Usage) -> Quantity:
 
 
 def _guess(request: EngineRequest) -> int:
-    return sum(map(len, request.texts)) // _BYTES_PER_TOKEN + request.num_prompt_ids
+    return sum(map(len, request.texts)) // _BYTES_PER_TOKEN + sum(request.prompt_lengths)
 
 
 def _rate_headers(

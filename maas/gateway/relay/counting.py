@@ -23,6 +23,8 @@ from maas.gateway.relay.snapshot import ModelEntry
 from maas.protocol.chat import ChatCompletionRequest
 
 _DEFAULT_CONTEXT = 2**17
+# What a tokenizer puts around a prompt that is not a chat: a token before it and one after.
+_ADDED_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def quick_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
         num_bytes += TEMPLATE_TOKENS + 16 * len(body.messages)
         if body.tools:
             num_bytes += len(msgspec.json.encode(body.tools))
-    return _bounded(request, entry, num_bytes + request.num_prompt_ids)
+    else:
+        num_bytes += _ADDED_TOKENS * len(request.texts)
+    return _bounded(request, entry, num_bytes + sum(request.prompt_lengths))
 
 
 def exact_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
@@ -57,16 +61,17 @@ def exact_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
         if rendered is None:
             return quick_bound(request, entry)
         texts = (rendered,)
-    # Prompts that are not chats get what the tokenizer adds around them: at most two tokens each.
-    num_added = 0 if request.is_one_prompt else 2 * len(texts)
+    num_added = 0 if request.is_one_prompt else _ADDED_TOKENS * len(texts)
     counted = count_tokens(path, tuple(texts), limit=limit * max(len(texts), 1))
-    return _bounded(request, entry, counted + num_added + request.num_prompt_ids)
+    return _bounded(request, entry, counted + num_added)
 
 
 def _bounded(request: EngineRequest, entry: ModelEntry, num_input: int) -> TokenBound:
     context = entry.max_model_len or _DEFAULT_CONTEXT
-    num_prompts = 1 if request.is_one_prompt else max(len(request.texts), 1)
-    num_input = min(num_input, context * num_prompts)
+    num_prompts = request.num_prompts
+    most_input = context * num_prompts
+    # How many tokens an image makes, only its engine knows.
+    num_input = most_input if entry.facts.is_multimodal else min(num_input, most_input)
     num_answers = (getattr(request.body, "n", None) or 1) * num_prompts
     most = request.max_answer_tokens
     if most is None:

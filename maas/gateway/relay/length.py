@@ -62,12 +62,12 @@ async def check_length(request: EngineRequest, entry: ModelEntry) -> None:
             f"max_tokens {answer} is over this model's context of {limit} tokens",
             param="max_tokens",
         )
-    if request.num_prompt_ids + request.prompt_bytes + answer + TEMPLATE_TOKENS <= limit:
+    # Of several prompts each has the context to itself: the longest one decides.
+    num_prompt_tokens = max(request.prompt_lengths, default=0)
+    if num_prompt_tokens + request.prompt_bytes + answer + TEMPLATE_TOKENS <= limit:
         return
-    num_prompt_tokens = request.num_prompt_ids
     path = entry.facts.tokenizer_path
     if path is not None and request.texts and path.exists():
-        # Of several prompts each has the context to itself: the longest one decides.
         texts = request.texts if request.is_one_prompt else (max(request.texts, key=len),)
         num_prompt_tokens += await asyncio.to_thread(count_tokens, path, texts, limit=limit)
     if num_prompt_tokens + answer > limit:

@@ -36,7 +36,8 @@ class EngineRequest:
         body: What is encoded for the engine.
         needs: Engine capabilities it cannot do without.
         prompt_bytes: UTF-8 size of the prompt; an upper bound of its tokens.
-        num_prompt_ids: Tokens of the longest prompt that came as numbers.
+        texts: Of a chat its parts; of a batch one prompt each.
+        prompt_lengths: Tokens of each prompt that came as numbers.
         wants_usage: Whether the client asked for the usage chunk.
     """
 
@@ -44,7 +45,7 @@ class EngineRequest:
     body: Body
     needs: tuple[str, ...]
     texts: tuple[str, ...]
-    num_prompt_ids: int
+    prompt_lengths: tuple[int, ...]
     max_answer_tokens: int | None
     is_stream: bool
     wants_usage: bool
@@ -53,6 +54,11 @@ class EngineRequest:
     def is_one_prompt(self) -> bool:
         """Whether the texts make one prompt (a chat) or are prompts of their own (a batch)."""
         return isinstance(self.body, ChatCompletionRequest)
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts it has; each is answered for itself."""
+        return 1 if self.is_one_prompt else len(self.texts) + len(self.prompt_lengths)
 
     @property
     def prompt_bytes(self) -> int:
@@ -69,7 +75,8 @@ class EngineRequest:
     def num_tokens_estimate(self) -> int:
         """Tokens this request will hold, for load: four bytes a token."""
         answer = min(self.max_answer_tokens or _DEFAULT_ANSWER_TOKENS, 4096)
-        return sum(map(len, self.texts)) // 4 + self.num_prompt_ids + answer
+        num_input = sum(map(len, self.texts)) // 4 + sum(self.prompt_lengths)
+        return num_input + answer * self.num_prompts
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
@@ -209,25 +216,25 @@ def parse_chat(raw: bytes, facts_of: Callable[[str], ModelFacts], max_depth: int
         body=body,
         needs=needs,
         texts=tuple(texts),
-        num_prompt_ids=0,
+        prompt_lengths=(),
         max_answer_tokens=body.max_completion_tokens or body.max_tokens,
         is_stream=bool(body.stream),
         wants_usage=wants_usage,
     )
 
 
-def _prompt(value: Any, *, where: str) -> tuple[tuple[str, ...], int]:
-    """Return the texts of a prompt, and the tokens of the longest one given as numbers."""
+def _prompt(value: Any, *, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the prompts that came as texts, and the lengths of those that came as numbers."""
     if isinstance(value, str):
-        return (value,), 0
+        return (value,), ()
     kinds: set[type[object]] = {type(item) for item in value}
     if len(kinds) > 1:
         raise InvalidRequest(f"{where} mixes texts and token ids", param=where)
     if kinds == {str}:
-        return tuple(value), 0
+        return tuple(value), ()
     if kinds == {int}:
-        return (), len(value)
-    return (), max(len(item) for item in value)
+        return (), (len(value),)
+    return (), tuple(len(item) for item in value)
 
 
 def parse_completion(
@@ -243,7 +250,7 @@ def parse_completion(
     """
     body: CompletionRequest = _decode(completion_decoder, raw)
     facts_of(body.model)
-    texts, num_ids = _prompt(body.prompt, where="prompt")
+    texts, lengths = _prompt(body.prompt, where="prompt")
     if body.best_of not in (None, body.n or 1):
         raise CapabilityMissing("best_of is not offered; use n", param="best_of")
     needs = ["completions", *_sampling_needs(body)]
@@ -256,7 +263,7 @@ def parse_completion(
         body=body,
         needs=tuple(needs),
         texts=texts,
-        num_prompt_ids=num_ids,
+        prompt_lengths=lengths,
         max_answer_tokens=body.max_tokens,
         is_stream=bool(body.stream),
         wants_usage=wants_usage,
@@ -276,14 +283,14 @@ def parse_embedding(
     """
     body: EmbeddingRequest = _decode(embedding_decoder, raw)
     facts_of(body.model)
-    texts, num_ids = _prompt(body.input, where="input")
+    texts, lengths = _prompt(body.input, where="input")
     body.user = None
     return EngineRequest(
         path="/v1/embeddings",
         body=body,
         needs=("embeddings",),
         texts=texts,
-        num_prompt_ids=num_ids,
+        prompt_lengths=lengths,
         max_answer_tokens=0,
         is_stream=False,
         wants_usage=False,
