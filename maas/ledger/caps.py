@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from maas.store.money import to_nanos
 from maas.store.records import Limit
@@ -22,9 +23,41 @@ class Metric(StrEnum):
     MONTHLY_BUDGET = "monthly_budget"
 
     @property
+    def unit(self) -> int:
+        """Which of the ``Amounts`` it counts."""
+        return _UNITS[self]
+
+    @property
     def is_journaled(self) -> bool:
         """Whether the journal says how much is used; the other metrics are counted for a minute."""
         return self in {Metric.TOKENS_PER_DAY, Metric.MONTHLY_BUDGET}
+
+
+class Amounts(NamedTuple):
+    """How much of everything a request takes; indexed by ``Metric.unit``.
+
+    Attributes:
+        num_open: 1 while it is open.
+    """
+
+    num_requests: int = 0
+    num_tokens: int = 0
+    nanos: int = 0
+    num_open: int = 0
+
+
+_UNITS = {
+    Metric.REQUESTS_PER_MINUTE: 0,
+    Metric.TOKENS_PER_MINUTE: 1,
+    Metric.TOKENS_PER_DAY: 1,
+    Metric.MONTHLY_BUDGET: 2,
+    Metric.CONCURRENT_REQUESTS: 3,
+}
+
+
+COUNTED_IN_TOKENS = frozenset(
+    {Metric.TOKENS_PER_MINUTE, Metric.TOKENS_PER_DAY, Metric.MONTHLY_BUDGET}
+)
 
 
 @dataclass(frozen=True)

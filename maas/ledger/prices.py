@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import cached_property
 
+import msgspec
+
 from maas.store.money import NANO, from_nanos, to_nanos
 
 MILLION = Decimal(10**6)
@@ -39,8 +41,7 @@ class Rates:
     off_peak_hours: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(msgspec.Struct, frozen=True):
     """What was used.
 
     Attributes:

@@ -9,14 +9,14 @@ the journal twice a second.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
 from maas.core.clock import Clock
 from maas.core.errors import BudgetExceeded, Conflict, LimitExceeded, MaasError, Unavailable
 from maas.ledger.books import Books, Posting, Want
-from maas.ledger.caps import Cap, Metric
+from maas.ledger.caps import MINUTE_S, Amounts, Cap, Metric
 from maas.ledger.entries import Dropped, Entry, Exactness, Opened, Progressed
 from maas.ledger.prices import Price, Quantity
 from maas.ledger.wal import Position, WriteAheadLog
@@ -28,6 +28,7 @@ FLUSH_EVERY_S = 0.5
 IDLE_S = 1.0
 _ASK_AGAIN_S = 0.25
 _CONCURRENCY_RETRY_S = 1.0
+_NOTHING = Amounts()
 
 
 def _nothing() -> int:
@@ -45,6 +46,7 @@ class Slice:
         low: Below this it is time to ask for more.
         remaining: Held by nobody, when the store was last asked.
         leased: Held by all gateways, when the store was last asked.
+        unit: Which of the ``Amounts`` it counts.
     """
 
     __slots__ = (
@@ -56,6 +58,7 @@ class Slice:
         "overdrawn",
         "remaining",
         "spent",
+        "unit",
         "used_at",
         "window",
     )
@@ -63,6 +66,7 @@ class Slice:
     def __init__(self, cap: Cap, now: float) -> None:
         self.cap = cap
         self.window = cap.window(now)
+        self.unit = cap.metric.unit
         self.free = self.held = self.spent = self.overdrawn = self.low = 0
         self.remaining = self.leased = 0
         self.used_at = now
@@ -78,11 +82,16 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """The most that one request can use of one cap."""
+class Account:
+    """The slices that a request counts against, in one minute.
 
-    slice: Slice
-    amount: int
+    Attributes:
+        by_minute: Those of requests and of tokens a minute, which callers are told of.
+    """
+
+    caps: tuple[Cap, ...]
+    slices: tuple[Slice, ...]
+    by_minute: tuple[tuple[Slice, ...], tuple[Slice, ...]]
 
 
 @dataclass(slots=True)
@@ -90,15 +99,24 @@ class Reservation:
     """What an admitted request holds until it is settled or dropped.
 
     Attributes:
+        most: What it can take at most.
         count_delivered: Says how many tokens were seen to go out by now.
         num_logged: Those the log has.
     """
 
     opened: Opened
     price: Price
-    demands: Sequence[Demand]
+    account: Account
+    most: Amounts
     count_delivered: Callable[[], int] = _nothing
     num_logged: int = 0
+    _costed: tuple[Quantity, Decimal] | None = None
+
+    def cost(self, quantity: Quantity) -> Decimal:
+        """Return what a quantity costs under this reservation."""
+        if self._costed is None or self._costed[0] is not quantity:
+            self._costed = quantity, self.price.cost(quantity, self.opened.at)
+        return self._costed[1]
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,10 @@ class Spender:
         self._clock = clock
         self._wait_s = wait_s
         self._slices: dict[Cap, Slice] = {}
+        # By the identity of the caps, for as long as the minute lasts.
+        self._accounts: dict[int, Account] = {}
+        self._minute = -1
+        self._num_reserved = 0
         self._retired: list[Slice] = []
         self._open: dict[str, Reservation] = {}
         self._entries: list[Entry] = []
@@ -175,45 +197,70 @@ class Spender:
                 has_posted = False
         self._wal.close(delete=has_posted)
 
-    def demand(self, cap: Cap, *, num_tokens: int, nanos: int) -> Demand:
-        """Return what a request of this size asks of a cap, in this moment's window."""
-        now = self._clock.now()
+    def next_id(self) -> str:
+        """Return an id for a reservation: this spender's own, and a number."""
+        self._num_reserved += 1
+        return f"{self.id}-{self._num_reserved}"
+
+    def account(self, caps: tuple[Cap, ...], now: float) -> Account:
+        """Return what a request counts against that begins now."""
+        minute = int(now // MINUTE_S)
+        if minute != self._minute:
+            # Every window ends with a minute.
+            self._minute = minute
+            self._accounts.clear()
+        found = self._accounts.get(id(caps))
+        if found is None:
+            slices = tuple(self._slice(cap, now) for cap in caps)
+            requests, tokens = (
+                tuple(piece for piece in slices if piece.cap.metric is metric)
+                for metric in (Metric.REQUESTS_PER_MINUTE, Metric.TOKENS_PER_MINUTE)
+            )
+            # It holds the caps, so that no others get their identity.
+            found = self._accounts[id(caps)] = Account(caps, slices, (requests, tokens))
+        return found
+
+    def _slice(self, cap: Cap, now: float) -> Slice:
         piece = self._slices.get(cap)
         if piece is None or piece.has_ended(now):
             if piece is not None:
                 self._retired.append(piece)
             piece = self._slices[cap] = Slice(cap, now)
-        return Demand(piece, _amount(cap.metric, num_tokens, nanos))
+        # Kept for longer than an account.
+        piece.used_at = now
+        return piece
 
     async def reserve(
         self,
         opened: Opened,
         price: Price,
-        demands: Sequence[Demand],
+        account: Account,
+        most: Amounts,
         *,
         is_patient: bool = True,
     ) -> Reservation:
-        """Reserve all demands, or none; the request may be sent once this returns.
+        """Reserve the most of everything, or nothing; the request may be sent once this returns.
 
         Args:
             opened: What the log says of it.
             price: What it will cost.
-            demands: What it may use.
+            account: What it counts against.
+            most: What it may take.
             is_patient: Whether to wait for budget that is held and may come back.
 
         Raises:
-            LimitExceeded: One cannot be had; the message names the limit.
+            LimitExceeded: Not all can be had; the message names the limit.
             Unavailable: The store must be asked and does not answer, or the log cannot be written.
         """
         if self._is_closed:
             raise Unavailable("the ledger of this gateway is closed")
-        if not self._take(demands):
-            await self._wait_for(demands, self._wait_s if is_patient else 0.0)
-        reservation = Reservation(opened, price, demands)
+        if not self._take(account, most, opened.at):
+            await self._wait_for(account, most, self._wait_s if is_patient else 0.0)
+        reservation = Reservation(opened, price, account, most)
         try:
             self._wal.append(opened)
         except BaseException:
-            self._free(demands, num_requests=0, num_tokens=0, nanos=0)
+            self._free(reservation, _NOTHING)
             raise
         self._open[opened.id] = reservation
         return reservation
@@ -225,24 +272,20 @@ class Spender:
             DiskFull: The log cannot be written. The charge is kept and will be posted.
         """
         opened, price = reservation.opened, reservation.price
-        amount = price.cost(quantity, opened.at)
+        amount = reservation.cost(quantity)
         entry = entry_of(opened, price, quantity, amount=amount, exactness=exactness)
         if self._open.pop(opened.id, None) is None:
             raise Conflict(f"{opened.id} was settled before")
         self._entries.append(entry)
-        self._free(
-            reservation.demands,
-            num_requests=quantity.num_requests,
-            num_tokens=quantity.num_tokens,
-            nanos=to_nanos(amount),
-        )
+        used = Amounts(quantity.num_requests, quantity.num_tokens, to_nanos(amount))
+        self._free(reservation, used)
         self._wal.append(entry)
         return entry
 
     def drop(self, reservation: Reservation) -> None:
         """Let go of everything: nothing was delivered."""
         if self._open.pop(reservation.opened.id, None) is not None:
-            self._free(reservation.demands, num_requests=0, num_tokens=0, nanos=0)
+            self._free(reservation, _NOTHING)
             self._wal.append(Dropped(reservation.opened.id))
 
     async def flush(self, *, is_last: bool = False) -> bool:
@@ -302,55 +345,51 @@ class Spender:
             await asyncio.sleep(FLUSH_EVERY_S)
             await self.flush()
 
-    def _take(self, demands: Sequence[Demand]) -> bool:
-        for demand in demands:
-            if demand.slice.free < demand.amount:
+    def _take(self, account: Account, most: Amounts, now: float) -> bool:
+        slices = account.slices
+        for piece in slices:
+            if piece.free < most[piece.unit]:
                 return False
-        for demand in demands:
-            piece = demand.slice
-            piece.free -= demand.amount
-            piece.held += demand.amount
-            piece.used_at = self._clock.now()
+        for piece in slices:
+            amount = most[piece.unit]
+            piece.free -= amount
+            piece.held += amount
+            piece.used_at = now
             if piece.free < piece.low and piece.remaining:
                 piece.low = 0  # asked once
                 self._want(piece, 1)
         return True
 
-    def _free(
-        self, demands: Sequence[Demand], *, num_requests: int, num_tokens: int, nanos: int
-    ) -> None:
-        for demand in demands:
-            piece, reserved = demand.slice, demand.amount
-            metric = piece.cap.metric
-            if metric is Metric.CONCURRENT_REQUESTS:
-                actual = 0
-            elif metric is Metric.REQUESTS_PER_MINUTE:
-                actual = num_requests
-            else:
-                actual = _amount(metric, num_tokens, nanos)
+    def _free(self, reservation: Reservation, used: Amounts) -> None:
+        """Let go of what was reserved, but for what was used."""
+        most = reservation.most
+        for piece in reservation.account.slices:
+            unit = piece.unit
+            reserved, actual = most[unit], used[unit]
             piece.held -= reserved
             piece.free += reserved
-            covered = min(actual, piece.free)
+            covered = actual if actual <= piece.free else piece.free
             piece.free -= covered
             piece.spent += covered
             piece.overdrawn += actual - covered
-        self._wake(self._watching)
+        if self._watching:
+            self._wake(self._watching)
 
-    async def _wait_for(self, demands: Sequence[Demand], wait_s: float) -> None:
-        """Wait until all demands are reserved.
+    async def _wait_for(self, account: Account, most: Amounts, wait_s: float) -> None:
+        """Wait until the most of everything is reserved.
 
         Raises:
-            LimitExceeded: One of them will not be had.
+            LimitExceeded: It will not be had.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         while True:
-            await self._ask(demands)
-            if self._take(demands):
+            await self._ask(account, most)
+            if self._take(account, most, self._clock.now()):
                 return
-            for demand in demands:
-                if not _may_be_had(demand) or loop.time() >= deadline:
-                    raise self._refusal(demand)
+            for piece in account.slices:
+                if not _may_be_had(piece, most[piece.unit]) or loop.time() >= deadline:
+                    raise self._refusal(piece)
             # Budget may come back here, or from another gateway: that one is asked about.
             changed = loop.create_future()
             self._watching.append(changed)
@@ -358,11 +397,12 @@ class Spender:
                 async with asyncio.timeout(_ASK_AGAIN_S):
                     await changed
 
-    async def _ask(self, demands: Sequence[Demand]) -> None:
-        for demand in demands:
-            short = demand.amount - demand.slice.free
+    async def _ask(self, account: Account, most: Amounts) -> None:
+        for piece in account.slices:
+            short = most[piece.unit] - piece.free
             if short > 0:
-                self._want(demand.slice, short)
+                piece.used_at = self._clock.now()  # not to be forgotten while it is asked for
+                self._want(piece, short)
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asking.append(answered)
         self._is_wanted.set()
@@ -405,8 +445,8 @@ class Spender:
                 waiter.set_result(None)
         waiters.clear()
 
-    def _refusal(self, demand: Demand) -> LimitExceeded:
-        cap, window = demand.slice.cap, demand.slice.window
+    def _refusal(self, piece: Slice) -> LimitExceeded:
+        cap, window = piece.cap, piece.window
         kind = BudgetExceeded if cap.metric is Metric.MONTHLY_BUDGET else LimitExceeded
         pause = _CONCURRENCY_RETRY_S if window.end is None else window.end - self._clock.now()
         name = cap.name or f"{cap.metric.value} of {cap.subject}"
@@ -453,21 +493,13 @@ def _collect(
     piece.spent = piece.overdrawn = 0
 
 
-def _amount(metric: Metric, num_tokens: int, nanos: int) -> int:
-    if metric is Metric.MONTHLY_BUDGET:
-        return nanos
-    is_tokens = metric in {Metric.TOKENS_PER_MINUTE, Metric.TOKENS_PER_DAY}
-    return num_tokens if is_tokens else 1
-
-
-def _may_be_had(demand: Demand) -> bool:
+def _may_be_had(piece: Slice, amount: int) -> bool:
     """Say whether waiting makes sense: only budget is worth it, as it comes back in seconds."""
-    piece = demand.slice
-    if demand.amount <= piece.free:
+    if amount <= piece.free:
         return True
     if piece.cap.metric is not Metric.MONTHLY_BUDGET:
-        return demand.amount <= piece.free + piece.remaining
-    return demand.amount <= piece.free + piece.remaining + piece.may_come_back
+        return amount <= piece.free + piece.remaining
+    return amount <= piece.free + piece.remaining + piece.may_come_back
 
 
 def _is_forgotten(piece: Slice, now: float) -> bool:

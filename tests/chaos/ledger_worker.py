@@ -12,9 +12,8 @@ from pathlib import Path
 
 from maas.core.clock import SystemClock
 from maas.core.errors import BudgetExceeded
-from maas.core.ids import new_id
 from maas.ledger.books import Books
-from maas.ledger.caps import Cap, Metric
+from maas.ledger.caps import Amounts, Cap, Metric
 from maas.ledger.entries import Exactness, Opened, Payer
 from maas.ledger.prices import Price, Quantity, Rates
 from maas.ledger.spender import Spender
@@ -24,7 +23,7 @@ from maas.store.money import to_nanos
 
 PRICE = Price("price-1", "m", "default", "USD", Rates(Decimal(1000), Decimal(1000), Decimal(1000)))
 BUDGET = Decimal(40)
-CAP = Cap(Metric.MONTHLY_BUDGET, "project:proj-1", to_nanos(BUDGET))
+CAPS = (Cap(Metric.MONTHLY_BUDGET, "project:proj-1", to_nanos(BUDGET)),)
 PAYER = Payer("org-1", "proj-1", "key-1")
 NUM_CLIENTS = 16
 
@@ -34,12 +33,13 @@ async def client(spender: Spender, random_: random.Random, pause_s: float) -> No
     while True:
         now = SystemClock().now()
         opened = Opened(
-            new_id("res"), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id, 5
+            spender.next_id(), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id, 5
         )
         most = PRICE.highest_cost(input_tokens=5, output_tokens=15, at=now)
-        demands = [spender.demand(CAP, num_tokens=20, nanos=to_nanos(most))]
+        account = spender.account(CAPS, now)
+        amounts = Amounts(1, 20, to_nanos(most), 1)
         try:
-            reservation = await spender.reserve(opened, PRICE, demands)
+            reservation = await spender.reserve(opened, PRICE, account, amounts)
         except BudgetExceeded:
             return
         delivered: list[int] = []

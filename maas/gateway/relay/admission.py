@@ -1,32 +1,28 @@
 """Admission: what a request may cost is reserved and its turn awaited; what it did is settled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from maas.core.clock import Clock
 from maas.core.errors import LimitExceeded
-from maas.core.ids import new_id
 from maas.gateway.relay.counting import TokenBound, exact_bound, quick_bound
-from maas.gateway.relay.fairness import Claim, FairQueues
+from maas.gateway.relay.fairness import Claim, FairQueue, FairQueues, Ticket
 from maas.gateway.relay.requests import EngineRequest
 from maas.gateway.relay.snapshot import ModelEntry
 from maas.gateway.relay.streams import Usage
 from maas.gateway.relay.terms import Terms
-from maas.ledger.caps import Metric
+from maas.ledger.caps import Amounts
 from maas.ledger.entries import Exactness, Opened
 from maas.ledger.prices import Quantity
-from maas.ledger.spender import Demand, Reservation, Spender
+from maas.ledger.spender import Reservation, Slice, Spender
 from maas.protocol.chat import ChatCompletionRequest
 from maas.store.money import to_nanos
 
 # What one event carries where an engine does not say: engines send one token in each.
 _BYTES_PER_TOKEN = 4
-_COUNTED_IN_TOKENS = frozenset(
-    {Metric.TOKENS_PER_MINUTE, Metric.TOKENS_PER_DAY, Metric.MONTHLY_BUDGET}
-)
+_UNCAPPED = Amounts()
+COST_HEADER = b"x-maas-cost"
 
 
 @dataclass(slots=True)
@@ -34,13 +30,15 @@ class Admitted:
     """A request that may be sent.
 
     Attributes:
-        usage: The engine's own count, once it is known.
+        quantity: What it took by the engine's own count, once that is known.
     """
 
     reservation: Reservation
     entry: ModelEntry
     request: EngineRequest
-    usage: Usage | None = None
+    queue: FairQueue | None = None
+    ticket: Ticket | None = None
+    quantity: Quantity | None = None
 
     def follow(self, num_events: Callable[[], int]) -> None:
         """Take what goes out to the client from here on."""
@@ -48,18 +46,24 @@ class Admitted:
         num_empty = int(isinstance(self.request.body, ChatCompletionRequest))
         self.reservation.count_delivered = lambda: max(num_events() - num_empty, 0)
 
-    def cost(self, usage: Usage) -> Decimal:
-        """Return what an answer with this usage costs."""
-        quantity = quantity_of(usage)
-        return self.reservation.price.cost(quantity, self.reservation.opened.at)
+    def take_usage(self, usage: Usage | None) -> None:
+        """Take the engine's own count; the first one is final."""
+        if usage is not None and self.quantity is None:
+            self.quantity = quantity_of(usage)
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def cost_header(self) -> list[tuple[bytes, bytes]]:
+        """Return the header with what the answer costs; none before that is known."""
+        if self.quantity is None:
+            return []
+        reservation = self.reservation
+        amount = f"{reservation.cost(self.quantity):f} {reservation.price.currency}"
+        return [(COST_HEADER, amount.encode())]
+
+    def rate_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the ``x-ratelimit-*`` headers: of the limits that are nearest."""
-        demands = self.reservation.demands
-        return [
-            *_rate_headers(demands, Metric.REQUESTS_PER_MINUTE, b"requests"),
-            *_rate_headers(demands, Metric.TOKENS_PER_MINUTE, b"tokens"),
-        ]
+        requests, tokens = self.reservation.account.by_minute
+        at = self.reservation.opened.at
+        return [*_rate_headers(requests, b"requests", at), *_rate_headers(tokens, b"tokens", at)]
 
 
 class Admission:
@@ -80,41 +84,44 @@ class Admission:
         self._queues = FairQueues()
         self._late: set[asyncio.Task[None]] = set()
 
-    @asynccontextmanager
-    async def admitted(
+    async def enter(
         self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
-    ) -> AsyncGenerator[Admitted]:
-        """Hold a reservation and a turn; settles, or drops where nothing was delivered.
+    ) -> Admitted:
+        """Reserve the most a request can use and wait for its turn; ``leave`` ends both.
 
         Raises:
             LimitExceeded: It would pass a limit; nothing was reserved.
         """
-        admitted = await self._admit(terms, entry, request, request_id=request_id)
+        admitted = await self._reserve(terms, entry, request, request_id=request_id)
         claim = Claim(
             terms.payer.project_id, terms.weight, terms.priority, request.num_tokens_estimate
         )
+        # Rounded up: no engine stands idle because gateways are many.
+        capacity = -(-entry.capacity // max(self._num_gateways(), 1))
+        queue = self._queues.of(entry.root, capacity)
         try:
-            # Rounded up: no engine stands idle because gateways are many.
-            capacity = -(-entry.capacity // max(self._num_gateways(), 1))
-            async with self._queues.turn(entry.root, claim, capacity=capacity) as ticket:
-                yield admitted
-                if admitted.usage is not None:
-                    ticket.num_tokens = quantity_of(admitted.usage).num_tokens
-        finally:
-            self._settle(admitted)
+            admitted.ticket = await queue.enter(claim)
+        except BaseException:
+            self._spender.drop(admitted.reservation)
+            raise
+        admitted.queue = queue
+        return admitted
 
-    async def _admit(
+    def leave(self, admitted: Admitted) -> None:
+        """Charge what was delivered and let the next one through."""
+        if admitted.queue is not None and admitted.ticket is not None:
+            if admitted.quantity is not None:
+                admitted.ticket.num_tokens = admitted.quantity.num_tokens
+            admitted.queue.leave(admitted.ticket)
+        self._settle(admitted)
+
+    async def _reserve(
         self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
     ) -> Admitted:
-        """Reserve the most a request can use.
-
-        Raises:
-            LimitExceeded: It would pass a limit; nothing was reserved.
-        """
-        bound = quick_bound(request, entry)
+        spender, now = self._spender, self._clock.now()
         opened = Opened(
-            id=new_id("res"),
-            at=self._clock.now(),
+            id=spender.next_id(),
+            at=now,
             payer=terms.payer,
             request_id=request_id,
             endpoint=request.path,
@@ -123,26 +130,30 @@ class Admission:
             price_id=terms.price.id,
             input_tokens=_guess(request),
         )
-        is_patient = _COUNTED_IN_TOKENS.isdisjoint(cap.metric for cap in terms.caps)
+        account = spender.account(terms.caps, now)
+        if not terms.caps:
+            return Admitted(
+                await spender.reserve(opened, terms.price, account, _UNCAPPED), entry, request
+            )
+        most = _most(terms, quick_bound(request, entry), now)
         try:
-            demands = self._demands(terms, bound)
-            reservation = await self._spender.reserve(
-                opened, terms.price, demands, is_patient=is_patient
+            reservation = await spender.reserve(
+                opened, terms.price, account, most, is_patient=not terms.counts_tokens
             )
         except LimitExceeded:
             # Bytes say too much may be used. Near a limit it is worth counting tokens.
-            if is_patient:
+            if not terms.counts_tokens:
                 raise
             bound = await asyncio.to_thread(exact_bound, request, entry)
-            demands = self._demands(terms, bound)
-            reservation = await self._spender.reserve(opened, terms.price, demands)
+            most = _most(terms, bound, now)
+            reservation = await spender.reserve(opened, terms.price, account, most)
         return Admitted(reservation, entry, request)
 
     def _settle(self, admitted: Admitted) -> None:
         """Charge what was delivered: by the engine's own count, else by what was seen to go out."""
-        reservation, usage = admitted.reservation, admitted.usage
-        if usage is not None:
-            self._spender.settle(reservation, quantity_of(usage), Exactness.EXACT)
+        reservation, quantity = admitted.reservation, admitted.quantity
+        if quantity is not None:
+            self._spender.settle(reservation, quantity, Exactness.EXACT)
         elif reservation.count_delivered():
             task = asyncio.create_task(self._settle_estimated(admitted))
             self._late.add(task)
@@ -169,16 +180,13 @@ class Admission:
         )
         self._spender.settle(reservation, quantity, Exactness.ESTIMATED)
 
-    def _demands(self, terms: Terms, bound: TokenBound) -> Sequence[Demand]:
-        if not terms.caps:
-            return ()
-        most = terms.price.highest_cost(
-            input_tokens=bound.input_tokens,
-            output_tokens=bound.output_tokens,
-            at=self._clock.now(),
-        )
-        num_tokens, nanos = bound.input_tokens + bound.output_tokens, to_nanos(most)
-        return [self._spender.demand(cap, num_tokens=num_tokens, nanos=nanos) for cap in terms.caps]
+
+def _most(terms: Terms, bound: TokenBound, now: float) -> Amounts:
+    """Return what a request of this size can take at most."""
+    cost = terms.price.highest_cost(
+        input_tokens=bound.input_tokens, output_tokens=bound.output_tokens, at=now
+    )
+    return Amounts(1, bound.input_tokens + bound.output_tokens, to_nanos(cost), 1)
 
 
 def quantity_of(usage: Usage) -> Quantity:
@@ -196,20 +204,19 @@ def _guess(request: EngineRequest) -> int:
     return sum(map(len, request.texts)) // _BYTES_PER_TOKEN + sum(request.prompt_lengths)
 
 
-def _rate_headers(
-    demands: Sequence[Demand], metric: Metric, name: bytes
-) -> list[tuple[bytes, bytes]]:
-    pieces = [demand.slice for demand in demands if demand.slice.cap.metric is metric]
-    if not pieces:
-        return []
-    nearest = min(pieces, key=lambda piece: piece.free + piece.remaining)
-    left = nearest.free + nearest.remaining
-    reset_s = max((nearest.window.end or 0.0) - nearest.used_at, 0.0)
-    return [
+def _rate_headers(slices: Sequence[Slice], name: bytes, at: float) -> Sequence[tuple[bytes, bytes]]:
+    if not slices:
+        return ()
+    nearest, left = slices[0], slices[0].free + slices[0].remaining
+    for piece in slices[1:]:
+        if (its := piece.free + piece.remaining) < left:
+            nearest, left = piece, its
+    reset_s = max((nearest.window.end or 0.0) - at, 0.0)
+    return (
         (b"x-ratelimit-limit-" + name, b"%d" % nearest.cap.amount),
         (b"x-ratelimit-remaining-" + name, b"%d" % left),
         (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
-    ]
+    )
 
 
 def duration(seconds: float) -> str:

@@ -43,7 +43,6 @@ from maas.store.keys import check_key
 
 # Scope key: the route as the client knows it, where an app in front of the relay translates.
 SHOWN_ROUTE = "maas.route"
-COST_HEADER = b"x-maas-cost"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
 
 Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
@@ -76,16 +75,12 @@ class Exchange:
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers that tell the caller how near its limits are."""
-        return self.admitted.headers()
+        return self.admitted.rate_headers()
 
     def cost_header(self) -> list[tuple[bytes, bytes]]:
         """Return the header with what the answer costs, once its usage is known."""
-        usage = self.answer.usage
-        if usage is None:
-            return []
-        price = self.admitted.reservation.price
-        amount = f"{self.admitted.cost(usage):f} {price.currency}"
-        return [(COST_HEADER, amount.encode())]
+        self.admitted.take_usage(self.answer.usage)
+        return self.admitted.cost_header()
 
     def events(self) -> AsyncIterator[bytes]:
         """Yield a streamed answer's events.
@@ -221,9 +216,8 @@ class Relay:
         shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
         terms = self._snapshots.current.terms.terms_of(caller.key_id, entry.root)
-        async with self._admission.admitted(
-            terms, entry, request, request_id=caller.request_id
-        ) as admitted:
+        admitted = await self._admission.enter(terms, entry, request, request_id=caller.request_id)
+        try:
             answer = await self._upstream.open(entry, request, caller)
             first_byte = perf_counter()
             replica_id = record.replica = answer.target.replica.id
@@ -236,8 +230,10 @@ class Relay:
             finally:
                 answer.close()
                 latencies.duration.observe(perf_counter() - started)
-                admitted.usage = answer.usage
+                admitted.take_usage(answer.usage)
                 self._count(entry, answer, record)
+        finally:
+            self._admission.leave(admitted)
 
     def _count(self, entry: ModelEntry, answer: EngineAnswer, record: AccessRecord) -> None:
         """Count what was delivered: the engine's numbers, else the events that went out."""

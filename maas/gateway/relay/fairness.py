@@ -13,8 +13,6 @@ share already: otherwise a newcomer would wait for a whole answer of somebody el
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -220,21 +218,15 @@ class FairQueues:
         """Return how many requests wait, by model."""
         return {model: queue.num_waiting for model, queue in self._queues.items()}
 
-    @asynccontextmanager
-    async def turn(self, model: str, claim: Claim, *, capacity: int) -> AsyncGenerator[Ticket]:
-        """Hold a turn at a model's engines; what ``num_tokens`` says in the end is charged.
+    def of(self, model: str, capacity: int) -> FairQueue:
+        """Return the queue in front of a model's engines.
 
         Args:
             model: Root id.
-            claim: Whose turn.
             capacity: Requests its engines run at a time; 0 where nobody knows.
         """
         queue = self._queues.get(model)
         if queue is None:
             queue = self._queues[model] = FairQueue()
         queue.capacity = capacity
-        ticket = await queue.enter(claim)
-        try:
-            yield ticket
-        finally:
-            queue.leave(ticket)
+        return queue

@@ -1,6 +1,7 @@
 """The raw ASGI parts: headers, bodies within limits, request ids, the client leaving."""
 
 import asyncio
+import itertools
 import os
 import re
 from collections.abc import Callable, Generator
@@ -12,6 +13,9 @@ from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
 from maas.gateway.direct import DirectClient
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# A request's id is this process and a number: it must be its own, and need not be unguessable.
+_PROCESS = os.urandom(10).hex()
+_numbers = itertools.count()
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -27,7 +31,7 @@ def request_id_of(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return f"req-{os.urandom(16).hex()}"
+    return f"req-{_PROCESS}{next(_numbers):012x}"
 
 
 def bearer_of(scope: Scope) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from maas.core.errors import AuthenticationFailed
 from maas.gateway.relay.fairness import Priority
-from maas.ledger.caps import Cap, caps_of, subject_of, subjects_of
+from maas.ledger.caps import COUNTED_IN_TOKENS, Cap, caps_of, subject_of, subjects_of
 from maas.ledger.entries import Payer
 from maas.ledger.prices import Price, PriceBook
 from maas.store.records import DesiredState, Limit
@@ -19,6 +19,7 @@ class Terms:
 
     Attributes:
         weight: Of the project in front of a saturated deployment.
+        counts_tokens: Whether a cap is on tokens, or on what they cost.
     """
 
     payer: Payer
@@ -26,6 +27,7 @@ class Terms:
     price: Price
     weight: float
     priority: Priority
+    counts_tokens: bool
 
 
 class TermsBook:
@@ -79,4 +81,5 @@ class TermsBook:
         priority = _PRIORITIES[project.priority.value]
         tier = "default" if priority is Priority.ONLINE else project.priority.value
         price = self._prices.price_of(model_id, tier)
-        return Terms(payer, tuple(caps), price, float(project.weight), priority)
+        counts_tokens = any(cap.metric in COUNTED_IN_TOKENS for cap in caps)
+        return Terms(payer, tuple(caps), price, float(project.weight), priority, counts_tokens)

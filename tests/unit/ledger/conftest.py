@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from maas.core.ids import new_id
 from maas.ledger.books import Books
-from maas.ledger.caps import Cap
+from maas.ledger.caps import Amounts, Cap
 from maas.ledger.entries import Exactness, Opened, Payer
 from maas.ledger.prices import Price, Quantity, Rates
 from maas.ledger.spender import Reservation, Spender
@@ -34,15 +33,13 @@ class Desk:
         """Reserve for a request of at most so much."""
         now = self.clock.now()
         opened = Opened(
-            new_id("res"), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
+            self.spender.next_id(), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
             input_tokens,
         )  # fmt: skip
         most = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=output_tokens, at=now)
-        demands = [
-            self.spender.demand(cap, num_tokens=input_tokens + output_tokens, nanos=to_nanos(most))
-            for cap in self.caps
-        ]
-        return await self.spender.reserve(opened, PRICE, demands)
+        account = self.spender.account(self.caps, now)
+        amounts = Amounts(1, input_tokens + output_tokens, to_nanos(most), 1)
+        return await self.spender.reserve(opened, PRICE, account, amounts)
 
     def finish(self, reservation: Reservation, *, input_tokens: int = 10, output_tokens: int = 10):
         """Settle what was used."""

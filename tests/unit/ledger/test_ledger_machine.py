@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from maas.core.errors import LimitExceeded
 from maas.core.ids import new_id
 from maas.ledger.books import Books
-from maas.ledger.caps import Cap, Metric
+from maas.ledger.caps import Amounts, Cap, Metric
 from maas.ledger.entries import Exactness, Opened, Payer
 from maas.ledger.prices import Price, Quantity, Rates
 from maas.ledger.recovery import recover
@@ -87,16 +87,14 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         now = self.clock.now()
         opened = Opened(
-            new_id("res"), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
+            spender.next_id(), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
             input_tokens,
         )  # fmt: skip
         cost = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=most, at=now)
-        demands = [
-            spender.demand(cap, num_tokens=input_tokens + most, nanos=to_nanos(cost))
-            for cap in CAPS
-        ]
+        account = spender.account(CAPS, now)
+        amounts = Amounts(1, input_tokens + most, to_nanos(cost), 1)
         try:
-            reservation = self.runner.run(spender.reserve(opened, PRICE, demands))
+            reservation = self.runner.run(spender.reserve(opened, PRICE, account, amounts))
         except LimitExceeded:
             return multiple()
         return (spender, reservation, input_tokens, most)
