@@ -11,18 +11,39 @@ So at every moment, for every counter: used + leased <= cap (unless the cap was 
 the sum of the grants, and used of a journaled metric is the sum of the journal in its window.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import msgspec
-from sqlalchemy import BigInteger, Select, delete, func, insert, select, type_coerce, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnClause,
+    Select,
+    Table,
+    bindparam,
+    column,
+    delete,
+    func,
+    insert,
+    select,
+    table,
+    type_coerce,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.errors import Conflict
-from maas.ledger.caps import Cap, Metric, Window, counter_key, subjects_of, window_label
-from maas.ledger.entries import Entry
+from maas.ledger.caps import (
+    MINUTE_S,
+    Cap,
+    Metric,
+    Window,
+    counter_key,
+    subjects_of,
+    window_of,
+)
+from maas.ledger.entries import Entry, Payer
 from maas.ledger.wal import Position
 from maas.store.database import Database
 from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow, SpenderRow
@@ -37,6 +58,27 @@ _COLUMNS = {
 # A slice is this share of what is left: near the end slices are small, so that little of a cap
 # lies idle with a spender that does not need it.
 SLICE_SHARE = 4
+# Of no types: what is written has them already.
+_JOURNAL_COLUMNS: list[ColumnClause[Any]] = [
+    column(str(item.name)) for item in JournalRow.__table__.columns
+]
+_JOURNAL = table("journal", *_JOURNAL_COLUMNS)
+_TAKE_OFF_GRANT = (
+    update(cast("Table", GrantRow.__table__))
+    .where(GrantRow.counter_key == bindparam("of"), GrantRow.spender_id == bindparam("spender"))
+    .values(amount=GrantRow.amount - bindparam("less"))
+)
+_MOVE_COUNTER = (
+    update(cast("Table", CounterRow.__table__))
+    .where(CounterRow.key == bindparam("of"))
+    .values(
+        used=CounterRow.used + bindparam("more"),
+        leased=CounterRow.leased - bindparam("released"),
+    )
+)
+_JOURNALED = (Metric.TOKENS_PER_DAY, Metric.MONTHLY_BUDGET)
+# Databases bound the parameters of a statement.
+_MAX_KEYS = 5000
 # Spenders say every few seconds that they live.
 SILENT_S = 60.0
 _KEEP_COUNTERS_S = 3600.0
@@ -219,29 +261,41 @@ class Books:
     def _apply(self, session: Session, spender_id: str, posting: Posting) -> None:
         """Write charges, and move counters and grants by them."""
         if posting.entries:
-            session.execute(insert(JournalRow), [_row_of(entry) for entry in posting.entries])
-        used = dict(posting.used)
-        for entry in posting.entries:
-            for key, amount in _journaled_by(entry):
-                used[key] = used.get(key, 0) + amount
-        keys = {*used, *posting.released}
-        if not keys:
-            return
-        counters = session.scalars(select(CounterRow).where(CounterRow.key.in_(keys)))
-        by_key = {counter.key: counter for counter in counters}
-        for key, amount in used.items():
-            if key in by_key:
-                by_key[key].used += amount
-        grants = session.scalars(
-            select(GrantRow).where(
-                GrantRow.spender_id == spender_id, GrantRow.counter_key.in_(posting.released)
+            session.execute(insert(_JOURNAL), [_row_of(entry) for entry in posting.entries])
+        used = _journaled_amounts(posting.entries)
+        for key, amount in posting.used.items():
+            used[key] = used.get(key, 0) + amount
+        released = _released(session, spender_id, posting.released)
+        if released:
+            changes = [
+                {"of": key, "spender": spender_id, "less": amount}
+                for key, amount in released.items()
+            ]
+            session.execute(_TAKE_OFF_GRANT, changes)
+        keys = {*used, *released}
+        if keys:
+            # A counter that nobody has begun is not there, and none is changed.
+            changes = [
+                {"of": key, "more": used.get(key, 0), "released": released.get(key, 0)}
+                for key in sorted(keys)
+            ]
+            session.execute(_MOVE_COUNTER, changes)
+
+
+def _released(session: Session, spender_id: str, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return what comes off a spender's grants: never more than they hold.
+
+    What was taken from one meanwhile is gone (``Books.sweep``).
+    """
+    released: dict[str, int] = {}
+    for keys in _portions(wanted):
+        held = session.execute(
+            select(GrantRow.counter_key, GrantRow.amount).where(
+                GrantRow.spender_id == spender_id, GrantRow.counter_key.in_(keys)
             )
         )
-        for grant in grants:
-            # Never more than it holds: what was taken from it meanwhile is gone (``sweep``).
-            amount = min(posting.released[grant.counter_key], grant.amount)
-            grant.amount -= amount
-            by_key[grant.counter_key].leased -= amount
+        released.update((key, min(wanted[key], amount)) for key, amount in held)
+    return released
 
 
 def _grant(session: Session, spender_id: str, want: Want, counter: CounterRow) -> Granted:
@@ -280,26 +334,58 @@ def _journaled(cap: Cap, window: Window) -> Select[int]:
     return query
 
 
-def _journaled_by(entry: Entry) -> Iterable[tuple[str, int]]:
-    """Yield the counters that an entry counts in, were they all there, with how much."""
-    amounts = {
-        Metric.TOKENS_PER_DAY: entry.num_tokens,
-        Metric.MONTHLY_BUDGET: to_nanos(entry.amount),
-    }
-    subjects = subjects_of(
-        organization_id=entry.payer.organization_id,
-        project_id=entry.payer.project_id,
-        key_id=entry.payer.key_id,
-        model=entry.model_id,
-    )
-    for metric, amount in amounts.items():
-        label = window_label(metric, entry.at)
-        for subject in subjects:
-            yield counter_key(metric, subject, label), amount
+def _journaled_amounts(entries: Sequence[Entry]) -> dict[str, int]:
+    """Return how much entries count in each counter, were all counters there."""
+    sums: dict[tuple[Payer, str, int], list[int]] = {}
+    for entry in entries:
+        total = sums.setdefault((entry.payer, entry.model_id, int(entry.at // MINUTE_S)), [0, 0])
+        total[0] += entry.num_tokens
+        total[1] += to_nanos(entry.amount)
+    amounts: dict[str, int] = {}
+    for (payer, model_id, minute), total in sums.items():
+        subjects = subjects_of(
+            organization_id=payer.organization_id,
+            project_id=payer.project_id,
+            key_id=payer.key_id,
+            model=model_id,
+        )
+        for metric, amount in zip(_JOURNALED, total, strict=True):
+            _, _, label = window_of(metric, minute)
+            for subject in subjects:
+                key = counter_key(metric, subject, label)
+                amounts[key] = amounts.get(key, 0) + amount
+    return amounts
+
+
+def _portions(keys: Collection[str]) -> Iterator[list[str]]:
+    """Yield keys in portions that one statement takes."""
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), _MAX_KEYS):
+        yield ordered[start : start + _MAX_KEYS]
 
 
 def _row_of(entry: Entry) -> dict[str, Any]:
-    values = msgspec.structs.asdict(entry)
-    del values["payer"]
-    values["exactness"] = entry.exactness.value
-    return values | msgspec.structs.asdict(entry.payer)
+    """Return a row as the database keeps it: thousands are written at a time."""
+    payer = entry.payer
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "organization_id": payer.organization_id,
+        "project_id": payer.project_id,
+        "key_id": payer.key_id,
+        "request_id": entry.request_id,
+        "endpoint": entry.endpoint,
+        "model_id": entry.model_id,
+        "tier": entry.tier,
+        "num_requests": entry.num_requests,
+        "input_tokens": entry.input_tokens,
+        "cached_tokens": entry.cached_tokens,
+        "output_tokens": entry.output_tokens,
+        "training_tokens": entry.training_tokens,
+        "gpu_milliseconds": entry.gpu_milliseconds,
+        "storage_mib_hours": entry.storage_mib_hours,
+        "price_id": entry.price_id,
+        "currency": entry.currency,
+        "amount": to_nanos(entry.amount),
+        "exactness": entry.exactness.value,
+    }

@@ -92,8 +92,7 @@ class Cap:
 
     def window(self, now: float) -> Window:
         """Return the window that a moment lies in."""
-        start, end = _bounds(self.metric, int(now // MINUTE_S))
-        label = "now" if end is None else datetime.fromtimestamp(start, UTC).strftime("%Y%m%dT%H%M")
+        start, end, label = window_of(self.metric, int(now // MINUTE_S))
         return Window(counter_key(self.metric, self.subject, label), start, end)
 
 
@@ -102,13 +101,14 @@ def counter_key(metric: Metric, subject: str, label: str) -> str:
     return f"{metric.value}/{label}/{subject}"
 
 
-def window_label(metric: Metric, at: float) -> str:
-    """Return the label of the window that a moment lies in."""
-    start, _ = _bounds(metric, int(at // MINUTE_S))
-    return datetime.fromtimestamp(start, UTC).strftime("%Y%m%dT%H%M")
-
-
 @lru_cache(maxsize=1024)
+def window_of(metric: Metric, minute: int) -> tuple[float, float | None, str]:
+    """Return start, end and label of the window that a minute since the epoch lies in."""
+    start, end = _bounds(metric, minute)
+    label = "now" if end is None else datetime.fromtimestamp(start, UTC).strftime("%Y%m%dT%H%M")
+    return start, end, label
+
+
 def _bounds(metric: Metric, minute: int) -> tuple[float, float | None]:
     at = minute * MINUTE_S
     match metric:

@@ -9,7 +9,7 @@ the journal twice a second.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -254,7 +254,7 @@ class Spender:
         """
         if self._is_closed:
             raise Unavailable("the ledger of this gateway is closed")
-        if not self._take(account, most, opened.at):
+        if not self._take(account, most):
             await self._wait_for(account, most, self._wait_s if is_patient else 0.0)
         reservation = Reservation(opened, price, account, most)
         try:
@@ -321,6 +321,8 @@ class Spender:
         released: dict[str, int] = {}
         now = self._clock.now()
         for piece in [*self._slices.values(), *self._retired]:
+            if piece.held or piece.spent:
+                piece.used_at = now
             is_idle = is_last or now - piece.used_at > IDLE_S or piece.has_ended(now)
             _collect(piece, used, released, gives_back=is_idle)
         self._retired = [piece for piece in self._retired if piece.held]
@@ -345,17 +347,16 @@ class Spender:
             await asyncio.sleep(FLUSH_EVERY_S)
             await self.flush()
 
-    def _take(self, account: Account, most: Amounts, now: float) -> bool:
-        slices = account.slices
-        for piece in slices:
-            if piece.free < most[piece.unit]:
-                return False
-        for piece in slices:
+    def _take(self, account: Account, most: Amounts) -> bool:
+        for number, piece in enumerate(account.slices):
             amount = most[piece.unit]
-            piece.free -= amount
+            free = piece.free - amount
+            if free < 0:
+                _put_back(account.slices[:number], most)
+                return False
+            piece.free = free
             piece.held += amount
-            piece.used_at = now
-            if piece.free < piece.low and piece.remaining:
+            if free < piece.low and piece.remaining:
                 piece.low = 0  # asked once
                 self._want(piece, 1)
         return True
@@ -367,11 +368,14 @@ class Spender:
             unit = piece.unit
             reserved, actual = most[unit], used[unit]
             piece.held -= reserved
-            piece.free += reserved
-            covered = actual if actual <= piece.free else piece.free
-            piece.free -= covered
-            piece.spent += covered
-            piece.overdrawn += actual - covered
+            free = piece.free + reserved - actual
+            if free >= 0:
+                piece.free = free
+                piece.spent += actual
+            else:
+                piece.free = 0
+                piece.spent += actual + free
+                piece.overdrawn -= free
         if self._watching:
             self._wake(self._watching)
 
@@ -385,7 +389,7 @@ class Spender:
         deadline = loop.time() + wait_s
         while True:
             await self._ask(account, most)
-            if self._take(account, most, self._clock.now()):
+            if self._take(account, most):
                 return
             for piece in account.slices:
                 if not _may_be_had(piece, most[piece.unit]) or loop.time() >= deadline:
@@ -477,6 +481,12 @@ def entry_of(
         gpu_milliseconds=quantity.gpu_milliseconds,
         storage_mib_hours=quantity.storage_mib_hours,
     )
+
+
+def _put_back(slices: Sequence[Slice], most: Amounts) -> None:
+    for piece in slices:
+        piece.free += most[piece.unit]
+        piece.held -= most[piece.unit]
 
 
 def _collect(

@@ -1,7 +1,7 @@
 """Admission: what a request may cost is reserved and its turn awaited; what it did is settled."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from maas.core.clock import Clock
@@ -15,7 +15,7 @@ from maas.gateway.relay.terms import Terms
 from maas.ledger.caps import Amounts
 from maas.ledger.entries import Exactness, Opened
 from maas.ledger.prices import Quantity
-from maas.ledger.spender import Reservation, Slice, Spender
+from maas.ledger.spender import Reservation, Spender
 from maas.protocol.chat import ChatCompletionRequest
 from maas.store.money import to_nanos
 
@@ -23,6 +23,10 @@ from maas.store.money import to_nanos
 _BYTES_PER_TOKEN = 4
 _UNCAPPED = Amounts()
 COST_HEADER = b"x-maas-cost"
+_RATE_HEADERS = tuple(
+    tuple(b"x-ratelimit-%b-%b" % (what, name) for what in (b"limit", b"remaining", b"reset"))
+    for name in (b"requests", b"tokens")
+)
 
 
 @dataclass(slots=True)
@@ -61,9 +65,22 @@ class Admitted:
 
     def rate_headers(self) -> list[tuple[bytes, bytes]]:
         """Return the ``x-ratelimit-*`` headers: of the limits that are nearest."""
-        requests, tokens = self.reservation.account.by_minute
-        at = self.reservation.opened.at
-        return [*_rate_headers(requests, b"requests", at), *_rate_headers(tokens, b"tokens", at)]
+        headers: list[tuple[bytes, bytes]] = []
+        reset = b""
+        for names, slices in zip(_RATE_HEADERS, self.reservation.account.by_minute, strict=True):
+            if not slices:
+                continue
+            nearest, left = slices[0], slices[0].free + slices[0].remaining
+            for piece in slices[1:]:
+                if (its := piece.free + piece.remaining) < left:
+                    nearest, left = piece, its
+            if not reset:
+                # Requests and tokens are counted in the same minutes.
+                end = nearest.window.end or 0.0
+                reset = duration(max(end - self.reservation.opened.at, 0.0)).encode()
+            values = (b"%d" % nearest.cap.amount, b"%d" % left, reset)
+            headers.extend(zip(names, values, strict=True))
+        return headers
 
 
 class Admission:
@@ -202,21 +219,6 @@ def quantity_of(usage: Usage) -> Quantity:
 
 def _guess(request: EngineRequest) -> int:
     return sum(map(len, request.texts)) // _BYTES_PER_TOKEN + sum(request.prompt_lengths)
-
-
-def _rate_headers(slices: Sequence[Slice], name: bytes, at: float) -> Sequence[tuple[bytes, bytes]]:
-    if not slices:
-        return ()
-    nearest, left = slices[0], slices[0].free + slices[0].remaining
-    for piece in slices[1:]:
-        if (its := piece.free + piece.remaining) < left:
-            nearest, left = piece, its
-    reset_s = max((nearest.window.end or 0.0) - at, 0.0)
-    return (
-        (b"x-ratelimit-limit-" + name, b"%d" % nearest.cap.amount),
-        (b"x-ratelimit-remaining-" + name, b"%d" % left),
-        (b"x-ratelimit-reset-" + name, duration(reset_s).encode()),
-    )
 
 
 def duration(seconds: float) -> str:
