@@ -1,11 +1,11 @@
 """The server's side of the fast path: a client that is written to without awaiting."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from starlette.types import Scope, Send
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from maas.gateway.corked import Cork, CorkedTransport
 from maas.gateway.head_limit import HeadLimitedProtocol
@@ -50,6 +50,32 @@ class DirectClient:
         cycle = self._cycle
         if not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Write a whole answer in one piece.
+
+        Args:
+            status: HTTP status.
+            headers: Names in lower case; ``content-length`` is added. They are written as they
+                are: nothing in them may come from outside unchecked.
+            body: All of it.
+        """
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        parts = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"content-length: %d\r\n\r\n" % len(body), body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"".join(parts))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
     def is_behind(self, send: Send) -> bool:
         """Whether ``send`` goes straight to this client, with nothing in between."""

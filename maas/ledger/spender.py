@@ -252,10 +252,26 @@ class Spender:
             LimitExceeded: Not all can be had; the message names the limit.
             Unavailable: The store must be asked and does not answer, or the log cannot be written.
         """
+        reservation = self.try_reserve(opened, price, account, most)
+        if reservation is not None:
+            return reservation
+        await self._wait_for(account, most, self._wait_s if is_patient else 0.0)
+        return self._begin(opened, price, account, most)
+
+    def try_reserve(
+        self, opened: Opened, price: Price, account: Account, most: Amounts
+    ) -> Reservation | None:
+        """Reserve from what is held here; none where the store must be asked.
+
+        Raises:
+            Unavailable: This gateway is stopping, or the log cannot be written.
+        """
         if self._is_closed:
             raise Unavailable("the ledger of this gateway is closed")
-        if not self._take(account, most):
-            await self._wait_for(account, most, self._wait_s if is_patient else 0.0)
+        return self._begin(opened, price, account, most) if self._take(account, most) else None
+
+    def _begin(self, opened: Opened, price: Price, account: Account, most: Amounts) -> Reservation:
+        """Log a reservation whose amounts are taken."""
         reservation = Reservation(opened, price, account, most)
         try:
             self._wal.append(opened)

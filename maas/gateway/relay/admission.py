@@ -115,13 +115,14 @@ class Admission:
         )
         # Rounded up: no engine stands idle because gateways are many.
         capacity = -(-entry.capacity // max(self._num_gateways(), 1))
-        queue = self._queues.of(entry.root, capacity)
-        try:
-            admitted.ticket = await queue.enter(claim)
-        except BaseException:
-            self._spender.drop(admitted.reservation)
-            raise
-        admitted.queue = queue
+        queue = admitted.queue = self._queues.of(entry.root, capacity)
+        admitted.ticket = queue.try_enter(claim)
+        if admitted.ticket is None:
+            try:
+                admitted.ticket = await queue.enter(claim)
+            except BaseException:
+                self._spender.drop(admitted.reservation)
+                raise
         return admitted
 
     def leave(self, admitted: Admitted) -> None:
@@ -147,15 +148,14 @@ class Admission:
             price_id=terms.price.id,
             input_tokens=_guess(request),
         )
-        account = spender.account(terms.caps, now)
-        if not terms.caps:
-            return Admitted(
-                await spender.reserve(opened, terms.price, account, _UNCAPPED), entry, request
-            )
-        most = _most(terms, quick_bound(request, entry), now)
+        account, price = spender.account(terms.caps, now), terms.price
+        most = _most(terms, quick_bound(request, entry), now) if terms.caps else _UNCAPPED
+        reservation = spender.try_reserve(opened, price, account, most)
+        if reservation is not None:
+            return Admitted(reservation, entry, request)
         try:
             reservation = await spender.reserve(
-                opened, terms.price, account, most, is_patient=not terms.counts_tokens
+                opened, price, account, most, is_patient=not terms.counts_tokens
             )
         except LimitExceeded:
             # Bytes say too much may be used. Near a limit it is worth counting tokens.
@@ -163,7 +163,7 @@ class Admission:
                 raise
             bound = await asyncio.to_thread(exact_bound, request, entry)
             most = _most(terms, bound, now)
-            reservation = await spender.reserve(opened, terms.price, account, most)
+            reservation = await spender.reserve(opened, price, account, most)
         return Admitted(reservation, entry, request)
 
     def _settle(self, admitted: Admitted) -> None:

@@ -297,12 +297,15 @@ class Relay:
         body = await exchange.body()
         headers = [
             (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
             (b"x-request-id", record.request_id.encode()),
             *exchange.headers(),
             *exchange.cost_header(),
         ]
         record.status = 200
+        if client is not None:
+            client.respond(200, headers, body)
+            return
+        headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -37,7 +37,9 @@ class TokenBound:
 
 def quick_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
     """Return a bound that no request passes, from sizes alone."""
-    num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in request.texts)
+    num_bytes = 0
+    for text in request.texts:
+        num_bytes += len(text) if text.isascii() else len(text.encode())
     body = request.body
     if isinstance(body, ChatCompletionRequest):
         # Roles, names and tools become text of the prompt too.

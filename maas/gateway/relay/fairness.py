@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 # A project counts as being about for so long after its last request.
 ABOUT_S = 60.0
@@ -80,8 +81,7 @@ class Ticket:
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """Who asks for a turn.
 
     Attributes:
@@ -113,11 +113,19 @@ class FairQueue:
         """Requests that wait for their turn."""
         return self._num_waiting
 
+    def try_enter(self, claim: Claim) -> Ticket | None:
+        """Begin a request at once; none where it must wait for its turn."""
+        flow = self._flow_of(claim)
+        if self._num_waiting or not self._has_room(flow):
+            return None
+        return self._start(flow, claim.num_tokens)
+
     async def enter(self, claim: Claim) -> Ticket:
         """Wait for a request's turn."""
+        ticket = self.try_enter(claim)
+        if ticket is not None:
+            return ticket
         flow, priority, num_tokens = self._flow_of(claim), claim.priority, claim.num_tokens
-        if not self._num_waiting and self._has_room(flow):
-            return self._start(flow, num_tokens)
         if not flow.is_busy:
             flow.virtual = max(flow.virtual, self._least_virtual())
         waiter = _Waiter(asyncio.get_running_loop().create_future(), num_tokens)

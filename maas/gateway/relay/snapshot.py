@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from maas.core.errors import MaasError, ModelNotFound
 from maas.engines.contract import EngineCapabilities
@@ -61,7 +62,7 @@ class ModelEntry:
     max_model_len: int | None
     targets: tuple[Target, ...] = ()
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Requests that all its engines run at a time; 0 where one does not say."""
         each = [target.replica.max_num_seqs for target in self.targets]
