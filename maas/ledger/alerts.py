@@ -1,16 +1,16 @@
 """Says once when a budget is used by half, by four fifths, and whole."""
 
 from dataclasses import dataclass
-from decimal import Decimal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
-from maas.ledger.caps import Metric, caps_of, subject_of
-from maas.ledger.usage import UsageReader
+from maas.ledger.caps import Cap, Metric, caps_of, subject_of
 from maas.store.database import Database
+from maas.store.ledger_tables import CounterRow
 from maas.store.limits import record_of
+from maas.store.money import from_nanos
 from maas.store.records import Limit, LimitScope
 from maas.store.tenancy_tables import ApiKeyRow, LimitRow, OrganizationRow, ProjectRow
 from maas.store.webhook_tables import BudgetAlertRow
@@ -37,22 +37,27 @@ class BudgetAlerts:
         Returns:
             How many thresholds that were.
         """
+        now = self.clock.now()
         with self.database.read() as session:
             rows = session.scalars(select(LimitRow).where(LimitRow.monthly_budget.is_not(None)))
-            limits = [record_of(row) for row in rows]
-        return sum(self._check(limit) for limit in limits)
-
-    def _check(self, limit: Limit) -> int:
-        budget = limit.monthly_budget or Decimal(0)
-        spent = UsageReader(self.database, self.clock).spent_this_month(
-            limit.scope, limit.scope_id, limit.model
+            budgets = [(limit := record_of(row), _cap_of(limit)) for row in rows]
+            # The counter, and not the journal: that has a row for every request of the month.
+            used = {
+                cap.window(now).key: session.get(CounterRow, cap.window(now).key)
+                for _, cap in budgets
+            }
+        return sum(
+            self._check(limit, cap, counter.used)
+            for limit, cap in budgets
+            if (counter := used[cap.window(now).key]) is not None and counter.used
         )
-        passed = [percent for percent in PERCENTS if spent * 100 >= budget * percent]
-        if not passed or not spent:
+
+    def _check(self, limit: Limit, cap: Cap, used: int) -> int:
+        passed = [percent for percent in PERCENTS if used * 100 >= cap.amount * percent]
+        if not passed:
             return 0
-        subject = subject_of(limit.scope.value, limit.scope_id, limit.model)
-        (cap,) = (cap for cap in caps_of(limit, subject) if cap.metric is Metric.MONTHLY_BUDGET)
-        month, now = cap.window(self.clock.now()).key, self.clock.now()
+        now = self.clock.now()
+        month = cap.window(now).key
         with self.database.write(bump_revision=False) as session:
             new = [p for p in passed if session.get(BudgetAlertRow, (limit.id, month, p)) is None]
             for percent in new:
@@ -61,12 +66,18 @@ class BudgetAlerts:
                     "limit": cap.name,
                     "limit_id": limit.id,
                     "percent": percent,
-                    "budget": f"{budget:f}",
-                    "spent": f"{spent:f}",
+                    "budget": f"{from_nanos(cap.amount):f}",
+                    "spent": f"{from_nanos(used):f}",
                 }
                 for organization_id in _organizations_of(session, limit):
                     enqueue(session, organization_id, BUDGET_EVENT, facts, now=now)
         return len(new)
+
+
+def _cap_of(limit: Limit) -> Cap:
+    subject = subject_of(limit.scope.value, limit.scope_id, limit.model)
+    (cap,) = (cap for cap in caps_of(limit, subject) if cap.metric is Metric.MONTHLY_BUDGET)
+    return cap
 
 
 def _organizations_of(session: Session, limit: Limit) -> list[str]:

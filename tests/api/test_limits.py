@@ -18,10 +18,11 @@ from maas.store.ledger_tables import JournalRow
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope
 
-# A thousandth of a unit each token. The fake engine counts 5 in, 7 out; as many are reserved.
+# A thousandth of a unit each token. The fake engine counts 5 in, 7 out; of a prompt that comes as
+# tokens, as many are reserved.
 PRICE = Decimal(1000)
 COST = Decimal("0.012")
-ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 7}
+ASK = {"model": "tiny", "prompt": [1, 2, 3, 4, 5], "max_tokens": 7}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from maas.store import webhooks as store_webhooks
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope
 
-ASK = {"model": "tiny", "prompt": "hello", "max_tokens": 7}  # twelve tokens, 0.012
+ASK = {"model": "tiny", "prompt": [1, 2, 3, 4, 5], "max_tokens": 7}
 
 
 class Receiver(ThreadingHTTPServer):

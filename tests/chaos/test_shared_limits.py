@@ -46,7 +46,7 @@ def _spent(site: Site) -> Decimal:
 
 async def _race(site: Site, count: int, key: str = "") -> list[int]:
     """Ask both gateways at once; 0 where one does not answer."""
-    body = {"model": "tiny", "prompt": "hello", "max_tokens": 7}
+    body = {"model": "tiny", "prompt": [1, 2, 3, 4, 5], "max_tokens": 7}
     limits = httpx.Limits(max_connections=100)
     headers = {"Authorization": f"Bearer {key or site.key}"}
     async with httpx.AsyncClient(headers=headers, timeout=60, limits=limits) as client:

@@ -17,13 +17,13 @@ from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from maas.gateway.relay.length import TEMPLATE_TOKENS, count_tokens
+from maas.gateway.relay.length import TEMPLATE_TOKENS, count_added, count_tokens
 from maas.gateway.relay.requests import EngineRequest
 from maas.gateway.relay.snapshot import ModelEntry
 from maas.protocol.chat import ChatCompletionRequest
 
 _DEFAULT_CONTEXT = 2**17
-# What a tokenizer puts around a prompt that is not a chat: a token before it and one after.
+# What a tokenizer may put around a prompt that is not a chat: a token before it and one after.
 _ADDED_TOKENS = 2
 
 
@@ -63,7 +63,7 @@ def exact_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
         if rendered is None:
             return quick_bound(request, entry)
         texts = (rendered,)
-    num_added = 0 if request.is_one_prompt else _ADDED_TOKENS * len(texts)
+    num_added = 0 if request.is_one_prompt else count_added(path) * len(texts)
     counted = count_tokens(path, tuple(texts), limit=limit * max(len(texts), 1))
     return _bounded(request, entry, counted + num_added)
 

@@ -47,6 +47,11 @@ def count_tokens(path: Path, texts: tuple[str, ...], *, limit: int) -> int:
     return total
 
 
+def count_added(path: Path) -> int:
+    """Return how many tokens a tokenizer puts around a prompt that is not a chat."""
+    return _load_tokenizer(path).num_special_tokens_to_add(False)
+
+
 async def check_length(request: EngineRequest, entry: ModelEntry) -> None:
     """Make sure that prompt and answer fit the model's context.
 

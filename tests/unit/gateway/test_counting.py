@@ -69,12 +69,20 @@ def test_a_template_that_refuses_a_chat_leaves_the_bound_by_bytes(gemma_dir):
 
 
 @pytest.mark.parametrize("text", ["a", "", "The quick brown fox", "é🙂"])
-def test_prompts_have_room_for_what_a_tokenizer_adds(smollm2_dir, text):
+def test_prompts_are_counted_with_what_a_tokenizer_adds(smollm2_dir, text):
     path = smollm2_dir / "tokenizer.json"
-    num_ids = len(AutoTokenizer.from_pretrained(smollm2_dir)(text).input_ids) + 2
+    num_ids = len(AutoTokenizer.from_pretrained(smollm2_dir)(text).input_ids)
     request = parsed(parse_completion, prompt=text, max_tokens=1)
-    assert quick_bound(request, entry()).input_tokens >= num_ids
-    assert exact_bound(request, entry(path)).input_tokens >= num_ids
+    assert quick_bound(request, entry()).input_tokens >= num_ids + 2
+    assert exact_bound(request, entry(path)).input_tokens == num_ids
+
+
+def test_an_embedding_models_marks_are_counted(minilm_dir):
+    texts = ["a", "The quick brown fox"]
+    ids = AutoTokenizer.from_pretrained(minilm_dir)(texts).input_ids
+    request = parsed(parse_embedding, input=texts)
+    bound = exact_bound(request, entry(minilm_dir / "tokenizer.json"))
+    assert bound == TokenBound(sum(map(len, ids)), 0)
 
 
 def test_every_prompt_of_a_batch_counts():
