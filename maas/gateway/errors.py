@@ -64,6 +64,7 @@ def error_headers(error: MaasError, request_id: str) -> Headers:
         headers.append((b"retry-after-ms", str(math.ceil(seconds * 1000)).encode()))
     if isinstance(error, errors.LimitExceeded):
         headers.append((b"x-maas-limit", str(error.context["limit"]).encode()))
+        headers += error.context.get("headers", ())
     if isinstance(error, errors.BudgetExceeded):
         # SDKs try a 429 again by themselves; a budget does not come back in their time.
         headers.append((b"x-should-retry", b"false"))

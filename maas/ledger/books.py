@@ -106,7 +106,7 @@ class Granted:
     Attributes:
         amount: Added to its grant; 0 where ``need`` cannot be had.
         remaining: Neither used nor held by anybody, after this grant.
-        leased: Held by all spenders together, after this grant.
+        leased: Held by all spenders that live, after this grant.
     """
 
     amount: int
@@ -146,18 +146,24 @@ class Books:
         with self._database.write(bump_revision=False) as session:
             keys = [want.window.key for want in wants]
             found = session.scalars(select(CounterRow).where(CounterRow.key.in_(keys)))
-            counters = {counter.key: counter for counter in found}
+            counters, now = {counter.key: counter for counter in found}, self._clock.now()
             granted: list[Granted] = []
             for want in wants:
                 counter = counters.get(want.window.key)
                 if counter is None:
                     counter = _new_counter(session, want.cap, want.window)
                     counters[counter.key] = counter
-                granted.append(_grant(session, spender_id, want, counter))
+                granted.append(_grant(session, spender_id, want, counter, now))
             return granted
 
     def post(self, spender_id: str, posting: Posting, *, since: Position, until: Position) -> None:
         """Write a posting; doing so twice, after an answer that got lost, changes nothing.
+
+        Args:
+            spender_id: Whose.
+            posting: What to write.
+            since: The spender's position before it.
+            until: The position after it, which is another one.
 
         Raises:
             Conflict: Somebody else closed this spender's books.
@@ -167,7 +173,7 @@ class Books:
             position = spender and Position(spender.segment, spender.position)
             if spender is None or position not in {since, until}:
                 raise Conflict(f"the books of {spender_id} are closed")
-            if position == until and since != until:
+            if position == until:
                 return
             self._apply(session, spender_id, posting)
             spender.segment, spender.position = until.segment, until.offset
@@ -207,6 +213,19 @@ class Books:
         with self._database.read() as session:
             row = session.get(SpenderRow, spender_id)
             return None if row is None else Position(row.segment, row.position)
+
+    def claimed(self, keys: Collection[str]) -> dict[str, int]:
+        """Return what is used or held of counters, by their keys."""
+        found: dict[str, int] = {}
+        with self._database.read() as session:
+            for portion in _portions(keys):
+                rows = session.execute(
+                    select(CounterRow.key, CounterRow.used + CounterRow.leased).where(
+                        CounterRow.key.in_(portion)
+                    )
+                )
+                found.update((key, int(claimed)) for key, claimed in rows)
+        return found
 
     def charge(self, entries: Sequence[Entry]) -> int:
         """Write charges that no spender reserved (training, storage); each once, by its id.
@@ -251,6 +270,8 @@ class Books:
                 counter = session.get_one(CounterRow, grant.counter_key)
                 counter.leased -= grant.amount
                 grant.amount = 0
+            # A grant of nothing is none; every minute of every limit leaves one.
+            session.execute(delete(GrantRow).where(GrantRow.amount == 0))
             session.execute(
                 delete(CounterRow).where(
                     CounterRow.window_end < self._clock.now() - _KEEP_COUNTERS_S,
@@ -298,7 +319,9 @@ def _released(session: Session, spender_id: str, wanted: Mapping[str, int]) -> d
     return released
 
 
-def _grant(session: Session, spender_id: str, want: Want, counter: CounterRow) -> Granted:
+def _grant(
+    session: Session, spender_id: str, want: Want, counter: CounterRow, now: float
+) -> Granted:
     available = max(want.cap.amount - counter.used - counter.leased, 0)
     wish = max(want.wish, want.need, available // SLICE_SHARE)
     amount = min(wish, available) if available >= want.need else 0
@@ -310,7 +333,14 @@ def _grant(session: Session, spender_id: str, want: Want, counter: CounterRow) -
             session.flush()
         else:
             grant.amount += amount
-    return Granted(amount, available - amount, counter.leased)
+        return Granted(amount, available - amount, counter.leased)
+    # What the dead hold will not come back while anybody waits for it.
+    live = (
+        select(func.coalesce(func.sum(GrantRow.amount), 0))
+        .join(SpenderRow, SpenderRow.id == GrantRow.spender_id)
+        .where(GrantRow.counter_key == counter.key, SpenderRow.seen_at >= now - SILENT_S)
+    )
+    return Granted(0, available, int(session.scalar(live) or 0))
 
 
 def _new_counter(session: Session, cap: Cap, window: Window) -> CounterRow:

@@ -53,6 +53,10 @@ class Dropped(msgspec.Struct, frozen=True, tag="drop", array_like=True):
     id: str
 
 
+class GaveBack(msgspec.Struct, frozen=True, tag="back", array_like=True):
+    """What lay idle was given back: a place in the log for a posting without a charge."""
+
+
 class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
     """A charge, as the journal keeps it."""
 
@@ -81,4 +85,4 @@ class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
         return self.input_tokens + self.output_tokens + self.training_tokens
 
 
-Record = Opened | Progressed | Dropped | Entry
+Record = Opened | Progressed | Dropped | GaveBack | Entry

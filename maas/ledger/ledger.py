@@ -74,3 +74,5 @@ class Ledger:
             await asyncio.to_thread(self._books.sweep)
         except MaasError as error:
             log.error("the books of the dead stay open: %s", error.message)
+        except OSError as error:
+            log.error("a log cannot be read, its books stay open: %s", error)

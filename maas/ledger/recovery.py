@@ -8,7 +8,7 @@ from maas.ledger import wal
 from maas.ledger.books import Books
 from maas.ledger.entries import Entry, Exactness, Opened
 from maas.ledger.prices import Price, Quantity
-from maas.ledger.spender import entry_of
+from maas.ledger.reservation import entry_of
 
 log = logging.getLogger(__name__)
 

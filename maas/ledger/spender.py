@@ -9,114 +9,37 @@ the journal twice a second.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 
 from maas.core.clock import Clock
-from maas.core.errors import BudgetExceeded, Conflict, LimitExceeded, MaasError, Unavailable
+from maas.core.errors import (
+    BudgetExceeded,
+    Conflict,
+    DiskFull,
+    LimitExceeded,
+    MaasError,
+    Unavailable,
+)
 from maas.ledger.books import Books, Posting, Want
 from maas.ledger.caps import MINUTE_S, Amounts, Cap, Metric
-from maas.ledger.entries import Dropped, Entry, Exactness, Opened, Progressed
+from maas.ledger.entries import Dropped, Entry, Exactness, GaveBack, Opened, Progressed, Record
 from maas.ledger.prices import Price, Quantity
+from maas.ledger.reservation import Reservation, entry_of
+from maas.ledger.slices import BUDGET_WAIT_S, IDLE_S, Account, Slice
 from maas.ledger.wal import Position, WriteAheadLog
 from maas.store.money import to_nanos
 
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 0.5
-IDLE_S = 1.0
 _ASK_AGAIN_S = 0.25
 _CONCURRENCY_RETRY_S = 1.0
+# Longer than an account, which holds its slices for a minute.
+_FORGET_S = 60.0
 _NOTHING = Amounts()
-
-
-def _nothing() -> int:
-    return 0
-
-
-class Slice:
-    """What this gateway holds of one counter.
-
-    Attributes:
-        free: To be reserved.
-        held: Reserved by open requests.
-        spent: Used up and not yet posted.
-        overdrawn: Used beyond what was reserved and free, and not yet posted.
-        low: Below this it is time to ask for more.
-        remaining: Held by nobody, when the store was last asked.
-        leased: Held by all gateways, when the store was last asked.
-        unit: Which of the ``Amounts`` it counts.
-    """
-
-    __slots__ = (
-        "cap",
-        "free",
-        "held",
-        "leased",
-        "low",
-        "overdrawn",
-        "remaining",
-        "spent",
-        "unit",
-        "used_at",
-        "window",
-    )
-
-    def __init__(self, cap: Cap, now: float) -> None:
-        self.cap = cap
-        self.window = cap.window(now)
-        self.unit = cap.metric.unit
-        self.free = self.held = self.spent = self.overdrawn = self.low = 0
-        self.remaining = self.leased = 0
-        self.used_at = now
-
-    @property
-    def may_come_back(self) -> int:
-        """Reserved somewhere, and maybe not used in the end."""
-        return max(self.leased - self.free - self.spent, self.held)
-
-    def has_ended(self, now: float) -> bool:
-        """Say whether its window is over."""
-        return self.window.end is not None and now >= self.window.end
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The slices that a request counts against, in one minute.
-
-    Attributes:
-        by_minute: Those of requests and of tokens a minute, which callers are told of.
-    """
-
-    caps: tuple[Cap, ...]
-    slices: tuple[Slice, ...]
-    by_minute: tuple[tuple[Slice, ...], tuple[Slice, ...]]
-
-
-@dataclass(slots=True)
-class Reservation:
-    """What an admitted request holds until it is settled or dropped.
-
-    Attributes:
-        most: What it can take at most.
-        count_delivered: Says how many tokens were seen to go out by now.
-        num_logged: Those the log has.
-    """
-
-    opened: Opened
-    price: Price
-    account: Account
-    most: Amounts
-    count_delivered: Callable[[], int] = _nothing
-    num_logged: int = 0
-    _costed: tuple[Quantity, Decimal] | None = None
-
-    def cost(self, quantity: Quantity) -> Decimal:
-        """Return what a quantity costs under this reservation."""
-        if self._costed is None or self._costed[0] is not quantity:
-            self._costed = quantity, self.price.cost(quantity, self.opened.at)
-        return self._costed[1]
+# What answers tell their callers of.
+_TOLD = (Metric.REQUESTS_PER_MINUTE, Metric.TOKENS_PER_MINUTE)
 
 
 @dataclass(frozen=True)
@@ -135,11 +58,11 @@ class Spender:
         books: The ledger in the store.
         wal: This spender's log.
         clock: For windows.
-        wait_s: How long a request waits for budget that others hold and may not use.
+        wait_s: How long a request waits at most for what others hold and may not use.
     """
 
     def __init__(
-        self, books: Books, wal: WriteAheadLog, clock: Clock, *, wait_s: float = 10.0
+        self, books: Books, wal: WriteAheadLog, clock: Clock, *, wait_s: float = BUDGET_WAIT_S
     ) -> None:
         self.id = wal.spender_id
         self._books = books
@@ -159,7 +82,7 @@ class Spender:
         self._wanted: dict[Slice, list[int]] = {}
         self._is_wanted = asyncio.Event()
         self._asking: list[asyncio.Future[None]] = []
-        self._watching: list[asyncio.Future[None]] = []
+        self._watching: set[asyncio.Future[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closed = False
 
@@ -213,8 +136,7 @@ class Spender:
         if found is None:
             slices = tuple(self._slice(cap, now) for cap in caps)
             requests, tokens = (
-                tuple(piece for piece in slices if piece.cap.metric is metric)
-                for metric in (Metric.REQUESTS_PER_MINUTE, Metric.TOKENS_PER_MINUTE)
+                tuple(piece for piece in slices if piece.cap.metric is metric) for metric in _TOLD
             )
             # It holds the caps, so that no others get their identity.
             found = self._accounts[id(caps)] = Account(caps, slices, (requests, tokens))
@@ -276,7 +198,7 @@ class Spender:
         try:
             self._wal.append(opened)
         except BaseException:
-            self._free(reservation, _NOTHING)
+            self._let_go(reservation, _NOTHING)
             raise
         self._open[opened.id] = reservation
         return reservation
@@ -294,14 +216,14 @@ class Spender:
             raise Conflict(f"{opened.id} was settled before")
         self._entries.append(entry)
         used = Amounts(quantity.num_requests, quantity.num_tokens, to_nanos(amount))
-        self._free(reservation, used)
+        self._let_go(reservation, used)
         self._wal.append(entry)
         return entry
 
     def drop(self, reservation: Reservation) -> None:
         """Let go of everything: nothing was delivered."""
         if self._open.pop(reservation.opened.id, None) is not None:
-            self._free(reservation, _NOTHING)
+            self._let_go(reservation, _NOTHING)
             self._wal.append(Dropped(reservation.opened.id))
 
     async def flush(self, *, is_last: bool = False) -> bool:
@@ -313,18 +235,11 @@ class Spender:
         try:
             if self._batch is not None:
                 await self._post(self._batch)
-            for reservation in self._open.values():
-                num_delivered = reservation.count_delivered()
-                if num_delivered > reservation.num_logged:
-                    reservation.num_logged = num_delivered
-                    self._wal.append(Progressed(reservation.opened.id, reservation.num_logged))
-            if self._wal.is_long:
-                self._wal.rotate([reservation.opened for reservation in self._open.values()])
-                for reservation in self._open.values():
-                    reservation.num_logged = 0
+            self._log_progress()
             batch = self._next_batch(is_last=is_last)
             if batch is not None:
                 await self._post(batch)
+            await self._look()
         except Conflict as error:
             self._is_closed = True
             log.critical("nothing more is admitted here: %s", error.message)
@@ -332,18 +247,61 @@ class Spender:
             log.error("charges wait in the log: %s", error.message)
         return self._batch is None and not self._entries
 
+    def _log_progress(self) -> None:
+        try:
+            for reservation in self._open.values():
+                num_delivered = reservation.count_delivered()
+                if num_delivered > reservation.num_logged:
+                    self._wal.append(Progressed(reservation.opened.id, num_delivered))
+                    reservation.num_logged = num_delivered
+            if self._wal.is_long:
+                self._wal.rotate(self._still_open())
+        except DiskFull as error:
+            # What is settled can be posted all the same.
+            log.error("a kill now would cost the newest progress: %s", error.message)
+
+    def _still_open(self) -> Iterator[Record]:
+        for reservation in self._open.values():
+            yield reservation.opened
+            if reservation.num_logged:
+                yield Progressed(reservation.opened.id, reservation.num_logged)
+
+    async def _look(self) -> None:
+        """See what others took of the caps that callers are told of."""
+        now = self._clock.now()
+        pieces = [
+            piece
+            for piece in self._slices.values()
+            if piece.cap.metric in _TOLD and not piece.has_ended(now)
+        ]
+        if pieces:
+            keys = {piece.window.key for piece in pieces}
+            claimed = await asyncio.to_thread(self._books.claimed, keys)
+            for piece in pieces:
+                if piece.window.key in claimed:
+                    piece.remaining = max(piece.cap.amount - claimed[piece.window.key], 0)
+
     def _next_batch(self, *, is_last: bool) -> _Batch | None:
+        pieces = [*self._slices.values(), *self._retired]
+        if self._wal.position == self._posted:
+            # Nothing was charged. Each posting has a position of its own, those without too.
+            if not any(piece.free or piece.spent or piece.overdrawn for piece in pieces):
+                return None
+            self._wal.append(GaveBack())
         used: dict[str, int] = {}
         released: dict[str, int] = {}
         now = self._clock.now()
-        for piece in [*self._slices.values(), *self._retired]:
+        for piece in pieces:
             if piece.held or piece.spent:
                 piece.used_at = now
             is_idle = is_last or now - piece.used_at > IDLE_S or piece.has_ended(now)
-            _collect(piece, used, released, gives_back=is_idle)
+            piece.collect(used, released, gives_back=is_idle)
         self._retired = [piece for piece in self._retired if piece.held]
-        for cap in [cap for cap, piece in self._slices.items() if _is_forgotten(piece, now)]:
-            del self._slices[cap]
+        self._slices = {
+            cap: piece
+            for cap, piece in self._slices.items()
+            if not piece.is_forgettable or now - piece.used_at <= _FORGET_S
+        }
         entries, self._entries = self._entries, []
         if not (entries or used or released):
             return None
@@ -364,36 +322,19 @@ class Spender:
             await self.flush()
 
     def _take(self, account: Account, most: Amounts) -> bool:
-        for number, piece in enumerate(account.slices):
-            amount = most[piece.unit]
-            free = piece.free - amount
-            if free < 0:
-                _put_back(account.slices[:number], most)
-                return False
-            piece.free = free
-            piece.held += amount
-            if free < piece.low and piece.remaining:
+        if not account.take(most):
+            return False
+        for piece in account.slices:
+            if piece.free < piece.low and piece.remaining:
                 piece.low = 0  # asked once
                 self._want(piece, 1)
         return True
 
-    def _free(self, reservation: Reservation, used: Amounts) -> None:
-        """Let go of what was reserved, but for what was used."""
-        most = reservation.most
-        for piece in reservation.account.slices:
-            unit = piece.unit
-            reserved, actual = most[unit], used[unit]
-            piece.held -= reserved
-            free = piece.free + reserved - actual
-            if free >= 0:
-                piece.free = free
-                piece.spent += actual
-            else:
-                piece.free = 0
-                piece.spent += actual + free
-                piece.overdrawn -= free
-        if self._watching:
-            self._wake(self._watching)
+    def _let_go(self, reservation: Reservation, used: Amounts) -> None:
+        reservation.account.let_go(reservation.most, used)
+        for changed in self._watching:
+            if not changed.done():
+                changed.set_result(None)
 
     async def _wait_for(self, account: Account, most: Amounts, wait_s: float) -> None:
         """Wait until the most of everything is reserved.
@@ -402,20 +343,25 @@ class Spender:
             LimitExceeded: It will not be had.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_s
+        started = loop.time()
         while True:
             await self._ask(account, most)
             if self._take(account, most):
                 return
+            waited_s = loop.time() - started
             for piece in account.slices:
-                if not _may_be_had(piece, most[piece.unit]) or loop.time() >= deadline:
+                amount = most[piece.unit]
+                if amount > piece.free and not piece.may_be_had(
+                    amount, waited_s=waited_s, wait_s=wait_s
+                ):
                     raise self._refusal(piece)
-            # Budget may come back here, or from another gateway: that one is asked about.
+            # It may come back here, or from another gateway: that one is asked about.
             changed = loop.create_future()
-            self._watching.append(changed)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ASK_AGAIN_S):
-                    await changed
+            self._watching.add(changed)
+            try:
+                await asyncio.wait([changed], timeout=_ASK_AGAIN_S)
+            finally:
+                self._watching.discard(changed)
 
     async def _ask(self, account: Account, most: Amounts) -> None:
         for piece in account.slices:
@@ -456,77 +402,18 @@ class Spender:
                 piece.remaining, piece.leased = answer.remaining, answer.leased
                 if piece.has_ended(self._clock.now()):
                     self._retired.append(piece)
-            self._wake(asking)
-
-    @staticmethod
-    def _wake(waiters: list[asyncio.Future[None]]) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        waiters.clear()
+            for waiter in asking:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _refusal(self, piece: Slice) -> LimitExceeded:
         cap, window = piece.cap, piece.window
         kind = BudgetExceeded if cap.metric is Metric.MONTHLY_BUDGET else LimitExceeded
         pause = _CONCURRENCY_RETRY_S if window.end is None else window.end - self._clock.now()
         name = cap.name or f"{cap.metric.value} of {cap.subject}"
-        return kind(f"the limit {name} is reached", retry_after_s=max(pause, 0.001), limit=name)
-
-
-def entry_of(
-    opened: Opened, price: Price, quantity: Quantity, *, amount: Decimal, exactness: Exactness
-) -> Entry:
-    """Return the charge for a quantity used under a reservation."""
-    return Entry(
-        id=opened.id,
-        at=opened.at,
-        payer=opened.payer,
-        request_id=opened.request_id,
-        endpoint=opened.endpoint,
-        model_id=opened.model_id,
-        tier=opened.tier,
-        price_id=price.id,
-        currency=price.currency,
-        amount=amount,
-        exactness=exactness,
-        num_requests=quantity.num_requests,
-        input_tokens=quantity.input_tokens,
-        cached_tokens=quantity.cached_tokens,
-        output_tokens=quantity.output_tokens,
-        training_tokens=quantity.training_tokens,
-        gpu_milliseconds=quantity.gpu_milliseconds,
-        storage_mib_hours=quantity.storage_mib_hours,
-    )
-
-
-def _put_back(slices: Sequence[Slice], most: Amounts) -> None:
-    for piece in slices:
-        piece.free += most[piece.unit]
-        piece.held -= most[piece.unit]
-
-
-def _collect(
-    piece: Slice, used: dict[str, int], released: dict[str, int], *, gives_back: bool
-) -> None:
-    """Take off a slice what is spent, and what is free where it is given back."""
-    key, over = piece.window.key, piece.spent + piece.overdrawn
-    given = piece.free if gives_back else 0
-    if not piece.cap.metric.is_journaled and over:
-        used[key] = used.get(key, 0) + over
-    if piece.spent + given:
-        released[key] = released.get(key, 0) + piece.spent + given
-    piece.free -= given
-    piece.spent = piece.overdrawn = 0
-
-
-def _may_be_had(piece: Slice, amount: int) -> bool:
-    """Say whether waiting makes sense: only budget is worth it, as it comes back in seconds."""
-    if amount <= piece.free:
-        return True
-    if piece.cap.metric is not Metric.MONTHLY_BUDGET:
-        return amount <= piece.free + piece.remaining
-    return amount <= piece.free + piece.remaining + piece.may_come_back
-
-
-def _is_forgotten(piece: Slice, now: float) -> bool:
-    return not (piece.held or piece.free or piece.spent) and now - piece.used_at > 60 * IDLE_S
+        return kind(
+            f"the limit {name} is reached",
+            retry_after_s=max(pause, 0.001),
+            limit=name,
+            metric=cap.metric,
+        )

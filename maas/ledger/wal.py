@@ -9,6 +9,7 @@ The owner holds an exclusive lock on ``<spender>.lock``: a log whose lock can be
 nobody that lives.
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -92,9 +93,10 @@ class WriteAheadLog:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self.spender_id = spender_id
-        self._lock = _lock(folder, spender_id)
+        # A neighbour that looks for the dead may hold it for a moment.
+        self._lock = _lock(folder, spender_id, waits=True)
         if self._lock is None:
-            raise RuntimeError(f"the log of {spender_id} has an owner")
+            raise RuntimeError(f"the log of {spender_id} cannot be locked")
         self._segment = self._open(0)
 
     def append(self, record: Record) -> None:
@@ -221,15 +223,20 @@ def abandoned(folder: Path) -> Iterator[tuple[str, int]]:
             os.close(lock)
 
 
-def _lock(folder: Path, spender_id: str) -> int | None:
+def _lock(folder: Path, spender_id: str, *, waits: bool = False) -> int | None:
     path = folder / f"{spender_id}.lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(file)
+            return None
+        # Whoever held it may have deleted it: then this is a lock that nobody else would find.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
         os.close(file)
-        return None
-    return file
 
 
 def _segments(folder: Path, spender_id: str) -> list[tuple[int, Path]]:

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 from maas.core.clock import Clock
 from maas.core.errors import LimitExceeded
-from maas.gateway.relay.counting import TokenBound, exact_bound, quick_bound
+from maas.gateway.relay.counting import TokenBound, count_answer, exact_bound, quick_bound
 from maas.gateway.relay.fairness import Claim, FairQueue, FairQueues, Ticket
 from maas.gateway.relay.requests import EngineRequest
 from maas.gateway.relay.snapshot import ModelEntry
 from maas.gateway.relay.streams import Usage
 from maas.gateway.relay.terms import Terms
-from maas.ledger.caps import Amounts
+from maas.ledger.caps import COUNTED_IN_TOKENS, Amounts
 from maas.ledger.entries import Exactness, Opened
 from maas.ledger.prices import Quantity
-from maas.ledger.spender import Reservation, Spender
+from maas.ledger.reservation import Reservation
+from maas.ledger.slices import Account
+from maas.ledger.spender import Spender
 from maas.protocol.chat import ChatCompletionRequest
 from maas.store.money import to_nanos
 
@@ -35,20 +37,31 @@ class Admitted:
 
     Attributes:
         quantity: What it took by the engine's own count, once that is known.
+        uncounted: A whole answer that came without the engine's count.
+        now: The clock.
     """
 
     reservation: Reservation
     entry: ModelEntry
     request: EngineRequest
+    now: Callable[[], float]
     queue: FairQueue | None = None
     ticket: Ticket | None = None
     quantity: Quantity | None = None
+    uncounted: bytes | None = None
 
     def follow(self, num_events: Callable[[], int]) -> None:
         """Take what goes out to the client from here on."""
-        # A chat's first event has a role and no token.
-        num_empty = int(isinstance(self.request.body, ChatCompletionRequest))
+        # The first event of each of a chat's answers has a role and no token.
+        body = self.request.body
+        num_empty = (body.n or 1) if isinstance(body, ChatCompletionRequest) else 0
         self.reservation.count_delivered = lambda: max(num_events() - num_empty, 0)
+
+    def take_answer(self, body: bytes, usage: Usage | None) -> None:
+        """Take a whole answer on its way out; of an engine that does not count, its text is."""
+        self.take_usage(usage)
+        if usage is None:
+            self.uncounted = body
 
     def take_usage(self, usage: Usage | None) -> None:
         """Take the engine's own count; the first one is final."""
@@ -64,23 +77,8 @@ class Admitted:
         return [(COST_HEADER, amount.encode())]
 
     def rate_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the ``x-ratelimit-*`` headers: of the limits that are nearest."""
-        headers: list[tuple[bytes, bytes]] = []
-        reset = b""
-        for names, slices in zip(_RATE_HEADERS, self.reservation.account.by_minute, strict=True):
-            if not slices:
-                continue
-            nearest, left = slices[0], slices[0].free + slices[0].remaining
-            for piece in slices[1:]:
-                if (its := piece.free + piece.remaining) < left:
-                    nearest, left = piece, its
-            if not reset:
-                # Requests and tokens are counted in the same minutes.
-                end = nearest.window.end or 0.0
-                reset = duration(max(end - self.reservation.opened.at, 0.0)).encode()
-            values = (b"%d" % nearest.cap.amount, b"%d" % left, reset)
-            headers.extend(zip(names, values, strict=True))
-        return headers
+        """Return the ``x-ratelimit-*`` headers."""
+        return rate_headers(self.reservation.account, self.now())
 
 
 class Admission:
@@ -152,26 +150,46 @@ class Admission:
         most = _most(terms, quick_bound(request, entry), now) if terms.caps else _UNCAPPED
         reservation = spender.try_reserve(opened, price, account, most)
         if reservation is not None:
-            return Admitted(reservation, entry, request)
+            return Admitted(reservation, entry, request, self._clock.now)
         try:
-            reservation = await spender.reserve(
+            reservation = await self._reserve_or_wait(terms, entry, request, opened, most)
+        except LimitExceeded as error:
+            error.context["headers"] = rate_headers(account, self._clock.now())
+            raise
+        return Admitted(reservation, entry, request, self._clock.now)
+
+    async def _reserve_or_wait(
+        self,
+        terms: Terms,
+        entry: ModelEntry,
+        request: EngineRequest,
+        opened: Opened,
+        most: Amounts,
+    ) -> Reservation:
+        """Reserve what is not at hand.
+
+        Raises:
+            LimitExceeded: It cannot be had.
+        """
+        spender, price = self._spender, terms.price
+        account = spender.account(terms.caps, opened.at)
+        try:
+            return await spender.reserve(
                 opened, price, account, most, is_patient=not terms.counts_tokens
             )
-        except LimitExceeded:
+        except LimitExceeded as error:
             # Bytes say too much may be used. Near a limit it is worth counting tokens.
-            if not terms.counts_tokens:
+            if error.context["metric"] not in COUNTED_IN_TOKENS:
                 raise
-            bound = await asyncio.to_thread(exact_bound, request, entry)
-            most = _most(terms, bound, now)
-            reservation = await spender.reserve(opened, price, account, most)
-        return Admitted(reservation, entry, request)
+        bound = await asyncio.to_thread(exact_bound, request, entry)
+        return await spender.reserve(opened, price, account, _most(terms, bound, opened.at))
 
     def _settle(self, admitted: Admitted) -> None:
         """Charge what was delivered: by the engine's own count, else by what was seen to go out."""
         reservation, quantity = admitted.reservation, admitted.quantity
         if quantity is not None:
             self._spender.settle(reservation, quantity, Exactness.EXACT)
-        elif reservation.count_delivered():
+        elif admitted.uncounted is not None or reservation.count_delivered():
             task = asyncio.create_task(self._settle_estimated(admitted))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
@@ -189,13 +207,37 @@ class Admission:
 
     async def _settle_estimated(self, admitted: Admitted) -> None:
         reservation = admitted.reservation
-        bound = await asyncio.to_thread(exact_bound, admitted.request, admitted.entry)
-        quantity = Quantity(
-            num_requests=1,
-            input_tokens=bound.input_tokens,
-            output_tokens=reservation.count_delivered(),
-        )
+        num_input, num_output = await asyncio.to_thread(_estimate, admitted)
+        quantity = Quantity(num_requests=1, input_tokens=num_input, output_tokens=num_output)
         self._spender.settle(reservation, quantity, Exactness.ESTIMATED)
+
+
+def rate_headers(account: Account, now: float) -> list[tuple[bytes, bytes]]:
+    """Return the ``x-ratelimit-*`` headers: of the limits that are nearest."""
+    headers: list[tuple[bytes, bytes]] = []
+    reset = b""
+    for names, slices in zip(_RATE_HEADERS, account.by_minute, strict=True):
+        if not slices:
+            continue
+        nearest, left = slices[0], slices[0].free + slices[0].remaining
+        for piece in slices[1:]:
+            if (its := piece.free + piece.remaining) < left:
+                nearest, left = piece, its
+        if not reset:
+            # Requests and tokens are counted in the same minutes.
+            reset = duration(max((nearest.window.end or 0.0) - now, 0.0)).encode()
+        values = (b"%d" % nearest.cap.amount, b"%d" % left, reset)
+        headers.extend(zip(names, values, strict=True))
+    return headers
+
+
+def _estimate(admitted: Admitted) -> tuple[int, int]:
+    """Return the tokens in and out of a request whose engine did not count them."""
+    entry = admitted.entry
+    num_input = exact_bound(admitted.request, entry).input_tokens
+    if admitted.uncounted is None:
+        return num_input, admitted.reservation.count_delivered()
+    return num_input, count_answer(admitted.uncounted, entry.facts.tokenizer_path)
 
 
 def _most(terms: Terms, bound: TokenBound, now: float) -> Amounts:

@@ -79,7 +79,6 @@ class Exchange:
 
     def cost_header(self) -> list[tuple[bytes, bytes]]:
         """Return the header with what the answer costs, once its usage is known."""
-        self.admitted.take_usage(self.answer.usage)
         return self.admitted.cost_header()
 
     def events(self) -> AsyncIterator[bytes]:
@@ -116,6 +115,7 @@ class Exchange:
             EngineUnreachable: The engine died half way.
         """
         body = await self.answer.body()
+        self.admitted.take_answer(body, self.answer.usage)
         engine_model = self.answer.target.replica.engine_model
         if engine_model == self.shown_name:
             return body

@@ -4,6 +4,7 @@ A token is at least one byte, so the bytes of the texts bound their tokens. That
 limit is far away. Near it, the prompt is rendered and tokenised as the engine will do it.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,39 @@ from maas.gateway.relay.snapshot import ModelEntry
 from maas.protocol.chat import ChatCompletionRequest
 
 _DEFAULT_CONTEXT = 2**17
+# Templates may write JSON with indents: so many tokens a byte at most.
+_INDENTED = 4
 # What a tokenizer may put around a prompt that is not a chat: a token before it and one after.
 _ADDED_TOKENS = 2
+
+
+_encode = msgspec.json.Encoder().encode
+# A template is code of somebody else.
+_TEMPLATE_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class _AnswerMessage(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    message: _AnswerMessage | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
 
 
 @dataclass(frozen=True)
@@ -37,16 +69,18 @@ class TokenBound:
 
 def quick_bound(request: EngineRequest, entry: ModelEntry) -> TokenBound:
     """Return a bound that no request passes, from sizes alone."""
-    num_bytes = 0
-    for text in request.texts:
-        num_bytes += len(text) if text.isascii() else len(text.encode())
     body = request.body
+    num_bytes = 0
     if isinstance(body, ChatCompletionRequest):
-        # Roles, names and tools become text of the prompt too.
-        num_bytes += TEMPLATE_TOKENS + 16 * len(body.messages)
+        # Whatever a message has may become text of the prompt. JSON is never shorter than it.
+        num_bytes += len(_encode(body.messages)) + TEMPLATE_TOKENS
         if body.tools:
-            num_bytes += len(msgspec.json.encode(body.tools))
+            num_bytes += _INDENTED * len(_encode(body.tools))
+        if body.response_format is not None:
+            num_bytes += _INDENTED * len(_encode(body.response_format))
     else:
+        for text in request.texts:
+            num_bytes += len(text) if text.isascii() else len(text.encode())
         num_bytes += _ADDED_TOKENS * len(request.texts)
     return _bounded(request, entry, num_bytes + sum(request.prompt_lengths))
 
@@ -90,17 +124,48 @@ def render_chat(model_dir: Path, body: ChatCompletionRequest) -> str | None:
     tools: list[dict[str, Any]] | None = msgspec.to_builtins(body.tools) if body.tools else None
     try:
         return template.render(
-            messages=[_without_nulls(message) for message in messages],
+            messages=[_as_templates_read(message) for message in messages],
             tools=tools,
             add_generation_prompt=True,
             **_special_tokens(model_dir),
         )
-    except (TemplateError, TypeError, ValueError):
+    except _TEMPLATE_FAILURES:
         return None
 
 
-def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if value is not None}
+def _as_templates_read(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as engines hand it to a template."""
+    read = {name: value for name, value in message.items() if value is not None}
+    parts = read.get("content")
+    if isinstance(parts, list):
+        texts = [part.get("text") or "" for part in cast("list[dict[str, Any]]", parts)]
+        read["content"] = "\n".join(texts)
+    for call in read.get("tool_calls", ()):
+        with contextlib.suppress(ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return read
+
+
+def count_answer(body: bytes, tokenizer: Path | None) -> int:
+    """Return how many tokens an answer has whose engine did not say; blocks meanwhile.
+
+    Args:
+        body: A whole answer as JSON.
+        tokenizer: Of the model; without one, four bytes count as a token.
+    """
+    try:
+        answer = _answer_decoder.decode(body)
+    except msgspec.DecodeError:
+        return 0
+    texts = [
+        text
+        for choice in answer.choices
+        for text in (choice.text, choice.message.content if choice.message else None)
+        if text
+    ]
+    if tokenizer is None or not tokenizer.exists():
+        return sum(-(-len(text.encode()) // 4) for text in texts)
+    return count_tokens(tokenizer, tuple(texts), limit=_DEFAULT_CONTEXT)
 
 
 @lru_cache(maxsize=32)

@@ -112,19 +112,24 @@ def _check_schema(schema: dict[str, Any] | None, *, where: str, max_depth: int) 
 
 def _message_texts(message: Message, *, where: str, is_multimodal: bool) -> list[str]:
     content = message.content
+    # All of it may become text of the prompt.
+    others = [text for text in (message.refusal, message.reasoning_content) if text]
+    for call in message.tool_calls or []:
+        others += (call.function.name, call.function.arguments)
     if content is None:
         if message.role != "assistant" or not (message.tool_calls or message.refusal):
             raise InvalidRequest(f"{where}.content is required", param=f"{where}.content")
-        return [call.function.arguments for call in message.tool_calls or []]
+        return others
     if message.role == "tool" and not message.tool_call_id:
         raise InvalidRequest(f"{where}.tool_call_id is required", param=f"{where}.tool_call_id")
     if isinstance(content, str):
-        return [content]
+        return [content, *others] if others else [content]
     if not content:
         raise InvalidRequest(f"{where}.content is empty", param=f"{where}.content")
-    return [
+    parts = [
         _part_text(part, f"{where}.content[{i}]", is_multimodal) for i, part in enumerate(content)
     ]
+    return parts + others
 
 
 def _part_text(part: ContentPart, where: str, is_multimodal: bool) -> str:

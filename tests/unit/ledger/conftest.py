@@ -12,7 +12,8 @@ from maas.ledger.books import Books
 from maas.ledger.caps import Amounts, Cap
 from maas.ledger.entries import Exactness, Opened, Payer
 from maas.ledger.prices import Price, Quantity, Rates
-from maas.ledger.spender import Reservation, Spender
+from maas.ledger.reservation import Reservation
+from maas.ledger.spender import Spender
 from maas.ledger.wal import WriteAheadLog
 from maas.store.money import to_nanos
 
