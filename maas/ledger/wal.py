@@ -58,7 +58,7 @@ class _Segment:
     def append(self, record: Record) -> None:
         line = _encoder.encode(record) + b"\n"
         end = self.end + len(line)
-        if end > self._room:
+        while end > self._room:
             self._grow()
         self._map[self.end : end] = line
         self.end = end

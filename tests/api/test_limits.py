@@ -12,6 +12,7 @@ from openai import OpenAI, RateLimitError
 from sqlalchemy import select
 
 from maas.core.ids import new_id
+from maas.ledger.caps import MINUTE_S
 from maas.ledger.prices import Rates
 from maas.ledger.tariff import Tariff
 from maas.store.ledger_tables import JournalRow
@@ -47,6 +48,9 @@ class Tenant:
         gateway.wait_seen()
 
     def limit(self, **numbers) -> None:
+        """Set limits; what follows has most of a minute before it."""
+        left_s = MINUTE_S - self.gateway.store.clock.now() % MINUTE_S
+        time.sleep(left_s if left_s < 8 and any("minute" in name for name in numbers) else 0)
         key = LimitKey(LimitScope.PROJECT, self.project.id)
         self.gateway.store.tenancy.limits.set(key, **numbers)
         self.gateway.wait_seen()
@@ -145,6 +149,38 @@ def test_an_engine_that_dies_half_way_is_paid_for_what_went_out(tenant):
     assert "error" in answer.text
     (row,) = tenant.charges(1)
     assert (row.exactness, row.output_tokens) == ("estimated", 2)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+def test_what_an_engine_does_not_count_is_charged_by_its_text(tenant, is_stream):
+    tenant.limit(requests_per_minute=2)
+    answers = [tenant.ask(prompt="uncounted", stream=is_stream) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    for row in tenant.charges(2):
+        assert row.exactness == "estimated"
+        # Eight events (the last one has no text), or 31 bytes.
+        assert row.output_tokens == 8
+        assert row.input_tokens > 0
+
+
+def test_a_refusal_says_how_near_every_limit_is(tenant):
+    tenant.limit(requests_per_minute=2, tokens_per_minute=1000)
+    answers = [tenant.ask() for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    refused = answers[-1].headers
+    assert refused["x-ratelimit-limit-requests"] == "2"
+    assert refused["x-ratelimit-remaining-requests"] == "0"
+    assert refused["x-ratelimit-limit-tokens"] == "1000"
+    assert refused["x-ratelimit-remaining-tokens"] == str(1000 - 2 * 12)
+    assert refused["x-ratelimit-reset-tokens"].endswith("s")
+
+
+def test_the_rest_of_the_tokens_is_true(tenant):
+    tenant.limit(tokens_per_minute=100)
+    left = [int(tenant.ask().headers["x-ratelimit-remaining-tokens"]) for _ in range(3)]
+    assert left == [88, 76, 64]
+    time.sleep(2)  # the slice goes back, and comes again
+    assert int(tenant.ask().headers["x-ratelimit-remaining-tokens"]) == 52
 
 
 def test_requests_a_minute(tenant):

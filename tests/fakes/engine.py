@@ -2,8 +2,8 @@
 
 The prompt says how to behave: ``say:WORDS`` answers them, ``flood:N`` answers N words, ``slow``
 pauses between tokens, ``die`` closes the connection after two tokens, ``die-first`` before any,
-``hang`` never answers, ``cut`` ends the stream without ``[DONE]``, ``engine-error`` reports an
-error in the stream.
+``hang`` never answers, ``uncounted`` says no usage, ``cut`` ends the stream without ``[DONE]``,
+``engine-error`` reports an error in the stream.
 """
 
 import asyncio
@@ -123,7 +123,7 @@ class FakeEngine:
                 "created": 1,
                 "model": body["model"],
                 "choices": [{**choice, "index": i} for i in range(count)],
-                "usage": _usage(len(words)),
+                "usage": None if prompt == "uncounted" else _usage(len(words)),
             },
         )
 
@@ -156,7 +156,8 @@ class FakeEngine:
         else:
             last = {"delta": {}} if "messages" in body else {"text": ""}
             await event({**base, "choices": [{"index": 0, **last, "finish_reason": "stop"}]})
-            if (body.get("stream_options") or {}).get("include_usage"):
+            options = body.get("stream_options") or {}
+            if options.get("include_usage") and prompt != "uncounted":
                 await event({**base, "choices": [], "usage": _usage(len(words))})
             if prompt != "cut":
                 await event("[DONE]")

@@ -1,12 +1,13 @@
 """How many tokens a request can take: never less than the model's own tokenizer says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
 
 from maas.gateway.facts import ModelFacts
-from maas.gateway.relay.counting import TokenBound, exact_bound, quick_bound
+from maas.gateway.relay.counting import TokenBound, count_answer, exact_bound, quick_bound
 from maas.gateway.relay.requests import parse_chat, parse_completion, parse_embedding
 from maas.gateway.relay.snapshot import ModelEntry
 
@@ -83,6 +84,62 @@ def test_an_embedding_models_marks_are_counted(minilm_dir):
     request = parsed(parse_embedding, input=texts)
     bound = exact_bound(request, entry(minilm_dir / "tokenizer.json"))
     assert bound == TokenBound(sum(map(len, ids)), 0)
+
+
+LONG = "x" * 60_000
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+HIDDEN = {
+    "arguments": {"tool_calls": [{**CALL, "function": {"name": "f", "arguments": LONG}}]},
+    "names of calls": {
+        "tool_calls": [{**CALL, "function": {"name": "f" * 60, "arguments": "{}"}}] * 100
+    },
+    "reasoning": {"reasoning_content": LONG},
+    "refusal": {"refusal": LONG},
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_whatever_a_message_has_is_counted(name):
+    message = {"role": "assistant", "content": "hi", **HIDDEN[name]}
+    messages = [{"role": "user", "content": "hi"}, message]
+    request = parsed(parse_chat, messages=messages, max_tokens=1)
+    large = replace(entry(), max_model_len=10**6)
+    assert quick_bound(request, large).input_tokens >= 6000
+    assert request.prompt_bytes >= 6000
+
+
+def test_a_schema_is_counted():
+    schema = {"name": "s", "schema": {"type": "object", "description": LONG}}
+    wanted = {"type": "json_schema", "json_schema": schema}
+    request = parsed(parse_chat, messages=CHATS["empty"], response_format=wanted)
+    large = replace(entry(), max_model_len=10**6)
+    assert quick_bound(request, large).input_tokens >= 60_000
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ messages.x.y }}", "{{ messages + 1 }}"])
+def test_a_template_that_fails_leaves_the_bound_by_bytes(tmp_path, template):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "tokenizer.json").touch()
+    request = parsed(parse_chat, messages=CHATS["a question"])
+    known = entry(tmp_path / "tokenizer.json")
+    assert exact_bound(request, known) == quick_bound(request, known)
+
+
+def test_parts_of_a_message_are_read_as_one_text(smollm2_dir):
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "this?"}]
+    apart = parsed(parse_chat, messages=[{"role": "user", "content": parts}])
+    whole = parsed(parse_chat, messages=[{"role": "user", "content": "What is\nthis?"}])
+    path = entry(smollm2_dir / "tokenizer.json")
+    assert exact_bound(apart, path) == exact_bound(whole, path)
+
+
+def test_the_text_of_an_answer_is_counted(smollm2_dir):
+    choices = [{"message": {"content": "Paris, of course."}}, {"text": "Paris"}]
+    body = json.dumps({"choices": choices}).encode()
+    assert count_answer(body, None) == 5 + 2
+    ids = AutoTokenizer.from_pretrained(smollm2_dir)(["Paris, of course.", "Paris"]).input_ids
+    assert count_answer(body, smollm2_dir / "tokenizer.json") == sum(map(len, ids))
+    assert count_answer(b"not JSON", None) == count_answer(b'{"data": []}', None) == 0
 
 
 def test_every_prompt_of_a_batch_counts():

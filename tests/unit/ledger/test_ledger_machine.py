@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 from sqlalchemy import func, select
 
-from maas.core.errors import LimitExceeded
+from maas.core.errors import LimitExceeded, StoreUnavailable
 from maas.core.ids import new_id
+from maas.ledger import wal
 from maas.ledger.books import Books
 from maas.ledger.caps import Amounts, Cap, Metric
 from maas.ledger.entries import Exactness, Opened, Payer
@@ -37,6 +40,23 @@ CAPS = (
 )
 
 
+class FlakyBooks(Books):
+    """Books behind a connection that may break between a commit and its answer."""
+
+    _is_broken = False
+
+    @contextlib.contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        self._is_broken = True
+        yield
+        self._is_broken = False
+
+    def post(self, *arguments, **places) -> None:
+        super().post(*arguments, **places)
+        if self._is_broken:
+            raise StoreUnavailable("the connection is gone")
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Two or more spenders over one store; what was settled must be in the journal in the end."""
 
@@ -49,11 +69,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.database = Database(f"sqlite:///{self.folder / 'maas.db'}")
         self.database.migrate()
         self.clock = MovableClock()
-        self.books = Books(self.database, self.clock)
+        self.books = FlakyBooks(self.database, self.clock)
         self.runner = asyncio.Runner()
         self.alive: set[Spender] = set()
         self.settled: dict[str, Decimal] = {}
         self.dropped: set[str] = set()
+        self.logged: dict[str, int] = {}
+        # Segments so short that logs rotate.
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(wal, "MAX_SEGMENT_BYTES", 1500)
 
     def teardown(self) -> None:
         for spender in list(self.alive):
@@ -61,11 +85,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.recover()
         with self.database.read() as session:
             journal = dict(session.execute(select(JournalRow.id, JournalRow.amount)).all())
+            outputs = dict(session.execute(select(JournalRow.id, JournalRow.output_tokens)).all())
             leased = session.scalars(select(CounterRow.leased)).all()
         assert self.settled.items() <= journal.items()
         assert self.dropped.isdisjoint(journal)
+        for id_ in self.logged.keys() - self.settled.keys() - self.dropped:
+            # What was open when its gateway was killed: at least what was logged is charged.
+            assert outputs.get(id_, 0) >= self.logged[id_]
         assert set(leased) <= {0}
         self.runner.close()
+        self.patch.undo()
         self.database.close()
         shutil.rmtree(self.folder)
 
@@ -107,6 +136,13 @@ class LedgerMachine(RuleBasedStateMachine):
             entry = spender.settle(reservation, quantity, Exactness.EXACT)
             self.settled[entry.id] = entry.amount
 
+    @rule(what=held, share=st.floats(0, 1))
+    def deliver(self, what, share: float) -> None:
+        spender, reservation, _, most = what
+        if spender in self.alive:
+            num_delivered = max(reservation.count_delivered(), int(most * share))
+            reservation.count_delivered = lambda: num_delivered
+
     @rule(what=consumes(held))
     def drop(self, what) -> None:
         spender, reservation, *_ = what
@@ -118,6 +154,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def post(self, spender: Spender) -> None:
         if spender in self.alive:
             self.runner.run(spender.flush())
+            for reservation in spender._open.values():
+                self.logged[reservation.opened.id] = reservation.count_delivered()
+
+    @rule(spender=spenders)
+    def post_and_lose_the_answer(self, spender: Spender) -> None:
+        if spender in self.alive:
+            with self.books.losing_answers():
+                self.runner.run(spender.flush())
 
     @rule(spender=consumes(spenders))
     def kill(self, spender: Spender) -> None:

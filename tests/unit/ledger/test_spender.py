@@ -1,13 +1,17 @@
 """Admission: all or nothing, never past a cap, whoever races."""
 
 import asyncio
+import time
 from decimal import Decimal
 
 import pytest
 from sqlalchemy import func, select
 
-from maas.core.errors import BudgetExceeded, LimitExceeded
+from maas.core.errors import BudgetExceeded, DiskFull, LimitExceeded
+from maas.ledger import wal
+from maas.ledger.books import Posting, Want
 from maas.ledger.caps import Cap, Metric
+from maas.ledger.wal import Position
 from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
 from maas.store.money import to_nanos
 
@@ -184,3 +188,134 @@ async def test_nothing_is_held_once_all_is_quiet(desks, database):
     with database.read() as session:
         assert session.scalars(select(CounterRow.leased)).all() == [0] * 5
         assert session.scalars(select(GrantRow.amount).where(GrantRow.amount > 0)).all() == []
+
+
+async def test_a_posting_whose_answer_got_lost_is_not_applied_twice(books, clock, database):
+    cap = Cap(Metric.MONTHLY_BUDGET, PROJECT, 100)
+    window = cap.window(clock.now())
+    books.open("one")
+    books.open("two")
+    (first,) = books.grant("one", [Want(cap, window, 40, 40)])
+    idle = Posting(released={window.key: first.amount})
+    places = {"since": Position(0, 0), "until": Position(0, 10)}
+    books.post("one", idle, **places)
+    (again,) = books.grant("one", [Want(cap, window, 40, 40)])
+    books.post("one", idle, **places)
+    (other,) = books.grant("two", [Want(cap, window, 1, 100)])
+    assert again.amount + other.amount <= 100
+
+
+async def test_each_posting_has_a_position_of_its_own(desks, monkeypatch, clock):
+    desk = await desks(budget("1"))
+    desk.spender.drop(await desk.ask())
+    seen = []
+    post = desk.spender._books.post
+
+    def watched(spender_id, posting, *, since, until):
+        seen.append((since, until))
+        post(spender_id, posting, since=since, until=until)
+
+    monkeypatch.setattr(desk.spender._books, "post", watched)
+    await desk.spender.flush()
+    clock.advance(2)
+    await desk.spender.flush()  # gives back, and charges nothing
+    assert seen
+    assert all(since < until for since, until in seen)
+    assert len({until for _, until in seen}) == len(seen)
+
+
+async def test_a_new_segment_knows_what_open_streams_delivered(desks, monkeypatch, folder):
+    monkeypatch.setattr(wal, "MAX_SEGMENT_BYTES", 100)
+    desk = await desks(budget("10"))
+    reservation = await desk.ask(output_tokens=500)
+    reservation.count_delivered = lambda: 321
+    await desk.spender.flush()
+    await desk.spender.flush()
+    position = desk.spender._wal.position
+    assert position.segment > 0
+    ((_, num_delivered),) = wal.read(folder, "gw-1", position).orphans
+    assert num_delivered == 321
+    desk.finish(reservation)
+
+
+async def test_charges_are_posted_though_the_logs_disk_is_full(desks, database, monkeypatch):
+    desk = await desks(budget("1"))
+    settled, streaming = await desk.ask(), await desk.ask()
+    desk.finish(settled)
+    streaming.count_delivered = lambda: 3
+
+    def full(_: object) -> None:
+        raise DiskFull("no space left")
+
+    monkeypatch.setattr(desk.spender._wal, "append", full)
+    await desk.spender.flush()
+    assert _spent(database) == Decimal("0.02")
+    monkeypatch.undo()
+    await desk.spender.flush()
+    assert streaming.num_logged == 3
+    desk.finish(streaming)
+
+
+async def test_grants_of_past_minutes_are_forgotten(desks, books, database, clock):
+    desk = await desks(RPM, TPM)
+    for _ in range(30):
+        desk.finish(await desk.ask())
+        await desk.spender.flush()
+        clock.advance(60)
+    books.sweep()
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(GrantRow)) <= 4
+
+
+async def test_requests_that_wait_in_vain_leave_nothing(desks):
+    desk = await desks(budget("0.03"), wait_s=0.6)
+    held = await desk.ask()
+    asked = [desk.ask() for _ in range(20)]
+    refused = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(error) for error in refused} == {BudgetExceeded}
+    assert not desk.spender._watching
+    desk.spender.drop(held)
+
+
+async def test_what_the_dead_hold_is_not_waited_for(desks, clock, monkeypatch):
+    dead = await desks(budget("0.02"), name="dead")
+    await dead.ask()
+    for task in dead.spender._tasks:
+        task.cancel()
+    clock.advance(120)
+    desk = await desks(budget("0.02"), name="alive", wait_s=30)
+    async with asyncio.timeout(5):
+        with pytest.raises(BudgetExceeded):
+            await desk.ask()
+
+
+async def test_what_lies_idle_with_another_gateway_is_waited_for(desks, database, clock):
+    hundred = Cap(Metric.REQUESTS_PER_MINUTE, PROJECT, 100)
+    idle, busy = [await desks(hundred, name=name, wait_s=10) for name in ("idle", "busy")]
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            clock.advance(0.05)
+
+    ticking = asyncio.create_task(tick())
+    idle.finish(await idle.ask())
+    assert _counter(database, Metric.REQUESTS_PER_MINUTE)[1] > 1
+    for _ in range(99):
+        busy.finish(await busy.ask())
+    started = time.monotonic()
+    with pytest.raises(LimitExceeded):
+        await busy.ask()
+    assert time.monotonic() - started < 1
+    ticking.cancel()
+
+
+async def test_the_rest_of_a_limit_is_seen_though_another_gateway_used_it(desks):
+    first, second = [await desks(RPM, name=name) for name in ("first", "second")]
+    first.finish(await first.ask())
+    for _ in range(3):
+        second.finish(await second.ask())
+    for desk in (second, first):
+        await desk.spender.flush()
+    (piece,) = first.spender.account(first.caps, first.clock.now()).slices
+    assert piece.free + piece.remaining <= 2
