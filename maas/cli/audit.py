@@ -31,8 +31,11 @@ def export(
     if out is None:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         return
-    with out.open("w", encoding="utf-8") as file:
-        num_entries = sum(1 for line in lines if file.write(line + "\n"))
+    try:
+        with out.open("w", encoding="utf-8") as file:
+            num_entries = sum(1 for line in lines if file.write(line + "\n"))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}") from error
     emit(
         {"file": str(out), "num_entries": num_entries},
         as_json=as_json,

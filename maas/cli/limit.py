@@ -91,10 +91,7 @@ def list_limits(as_json: JsonFlag = False) -> None:
         table = Table("scope", "of", "model", *(n.replace("_", " ") for n in COUNTS), "budget")
         for item in found:
             numbers = [getattr(item, name) for name in (*COUNTS, "monthly_budget")]
-            shown = (
-                "" if number is None else f"{Decimal(number).normalize():f}" for number in numbers
-            )
-            table.add_row(item.scope, item.scope_id, item.model or "all", *shown)
+            table.add_row(item.scope, item.scope_id, item.model or "all", *map(_shown, numbers))
         console.print(table)
 
     emit({"limits": [asdict(item) for item in found]}, as_json=as_json, render=render)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from maas.cli import audit, deploy, key, limit, model, org, price, project
+from maas.cli import audit, deploy, key, limit, model, org, price, project, webhook
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
@@ -45,6 +45,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(org.app, name="org")
 app.add_typer(price.app, name="price")
 app.add_typer(project.app, name="project")
+app.add_typer(webhook.app, name="webhook")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from maas.ledger.usage import COUNTS, GROUPS, WIDTHS, UsageQuery, UsageReader, U
 from maas.store.organizations import DEFAULT
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
+_LONGEST_S = 3650 * 86_400
 
 
 class Width(StrEnum):
@@ -33,7 +34,10 @@ def _seconds(text: str) -> int:
     match = re.fullmatch(r"(\d+)([mhd])", text)
     if match is None:
         raise ConfigError(f"--since {text!r}: want a number and m, h or d, such as 7d")
-    return int(match[1]) * _UNITS[match[2]]
+    seconds = int(match[1]) * _UNITS[match[2]]
+    if not 0 < seconds <= _LONGEST_S:
+        raise ConfigError(f"--since {text!r}: want more than nothing and at most 3650d")
+    return seconds
 
 
 def _groups(text: str) -> tuple[str, ...]:

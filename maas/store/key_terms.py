@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from maas.core.errors import InvalidRequest
 
 MAX_ITEMS = 100
+# 3000-01-01: what is later cannot be shown as a date everywhere.
+LATEST = 32_503_680_000.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class KeyTerms:
                 raise InvalidRequest(f"{name}: at most {MAX_ITEMS}", param=name)
         if self.expires_at is not None and self.expires_at <= now:
             raise InvalidRequest("the key would be expired at once", param="expires_at")
+        if self.expires_at is not None and self.expires_at > LATEST:
+            raise InvalidRequest("a key expires before the year 3000, or never", param="expires_at")
         if self.user_id is not None and self.service_account_id is not None:
             raise InvalidRequest("a key is a user's or a service account's, not both")
         is_owned = self.user_id is not None or self.service_account_id is not None

@@ -27,6 +27,7 @@ from maas.store.tenancy_tables import (
     ServiceAccountRow,
     UserRow,
 )
+from maas.store.text import as_name
 
 KEY_PREFIX = "sk-maas-"
 _REFUSED = "the API key is missing, unknown or revoked; make one with: maas key create --name NAME"
@@ -246,7 +247,7 @@ def _new_row(project_id: str, name: str, terms: KeyTerms, now: float) -> tuple[A
     row = ApiKeyRow(
         id=key_id,
         project_id=project_id,
-        name=name,
+        name=as_name(name),
         salt=salt,
         digest=digest_of(secret, salt),
         scopes=list(terms.scopes),

@@ -9,8 +9,10 @@ from sqlalchemy.orm import Session
 from maas.core.errors import InvalidRequest, NotFound
 from maas.core.ids import new_id
 from maas.store.database import Database
+from maas.store.money import from_nanos, to_nanos
 from maas.store.records import Limit, LimitScope
 from maas.store.tenancy_tables import ApiKeyRow, LimitRow, OrganizationRow, ProjectRow
+from maas.store.text import as_name
 
 COUNTS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "tokens_per_day")
 _MAX_COUNT = 2**53
@@ -47,9 +49,13 @@ def _check(values: dict[str, int | Decimal | None]) -> None:
             raise InvalidRequest(f"there is no limit called {name!r}", param=name)
         if value is None:
             continue
+        if isinstance(value, Decimal) and not value.is_finite():
+            raise InvalidRequest(f"{name} {value}: want a number", param=name)
         most = _MAX_BUDGET if name == "monthly_budget" else _MAX_COUNT
         if not 0 <= value <= most:
             raise InvalidRequest(f"{name} {value}: want 0 to {most}", param=name)
+        if isinstance(value, Decimal) and from_nanos(to_nanos(value)) != value:
+            raise InvalidRequest(f"{name} {value}: want at most 9 decimal places", param=name)
 
 
 class LimitRepository:
@@ -149,6 +155,7 @@ def _tenant(session: Session, key: LimitKey) -> tuple[str | None, str | None]:
     if key.scope is LimitScope.MODEL:
         if key.model is not None:
             raise InvalidRequest("the limit of a model is about that model alone", param="model")
+        as_name(key.scope_id, "model")
         return None, None
     if key.scope is LimitScope.ORGANIZATION:
         if session.get(OrganizationRow, key.scope_id) is None:

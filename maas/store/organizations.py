@@ -9,6 +9,7 @@ from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.records import Organization, Priority
 from maas.store.tenancy_tables import OrganizationRow, ProjectRow
+from maas.store.text import as_name
 
 DEFAULT = "default"
 
@@ -55,12 +56,13 @@ class OrganizationRepository:
 
         Raises:
             Conflict: There is one of this name.
+            InvalidRequest: The name is empty.
         """
         with self._database.write() as session:
             taken = select(OrganizationRow.id).where(OrganizationRow.name == name)
             if session.scalars(taken).one_or_none() is not None:
                 raise Conflict(f"an organisation is called {name!r} already", param="name")
-            return record_of(_add(session, name, self._clock.now()))
+            return record_of(_add(session, as_name(name), self._clock.now()))
 
     def list(self) -> tuple[Organization, ...]:
         """Return all organisations, archived ones too, oldest first."""

@@ -12,6 +12,7 @@ from maas.store.database import Database
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import Priority, Project
 from maas.store.tenancy_tables import OrganizationRow, ProjectRow
+from maas.store.text import as_name
 
 MAX_WEIGHT = 1000
 
@@ -44,6 +45,7 @@ def _check_weight(weight: int) -> None:
 
 
 def _check_name(session: Session, organization_id: str, name: str) -> None:
+    as_name(name)
     taken = select(ProjectRow.id).where(
         ProjectRow.organization_id == organization_id, ProjectRow.name == name
     )

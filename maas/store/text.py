@@ -11,6 +11,17 @@ def as_text(value: str) -> str:
     return value.replace("\0", "").encode(errors="replace").decode()
 
 
+def as_name(value: str, param: str = "name") -> str:
+    """Return what something may be called.
+
+    Raises:
+        InvalidRequest: It is empty or blank.
+    """
+    if not value.strip():
+        raise InvalidRequest(f"{param} is empty", param=param)
+    return value
+
+
 class ShortText(TypeDecorator[str]):
     """A string of bounded length that every database stores and hands back the same.
 

@@ -1,16 +1,21 @@
 """People of an organisation and their roles in its projects."""
 
+import re
+
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
-from maas.core.errors import Conflict, NotFound
+from maas.core.errors import Conflict, InvalidRequest, NotFound
 from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.keys import revoke_keys_of
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import ProjectMember, Role, User
 from maas.store.tenancy_tables import ApiKeyRow, ProjectMemberRow, ProjectRow, UserRow
+from maas.store.text import as_name
+
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 
 
 def record_of(row: UserRow) -> User:
@@ -43,6 +48,7 @@ class UserRepository:
 
         Raises:
             Conflict: Somebody of this e-mail address is in it.
+            InvalidRequest: It is no e-mail address, or the name is empty.
         """
         with self._database.write() as session:
             if session.scalars(_by_email(organization_id, email)).one_or_none() is not None:
@@ -50,8 +56,8 @@ class UserRepository:
             row = UserRow(
                 id=new_id("user"),
                 organization_id=organization_id,
-                email=email,
-                name=name,
+                email=_address(email),
+                name=as_name(name),
                 role=role.value,
                 created_at=self._clock.now(),
                 deleted_at=None,
@@ -205,3 +211,9 @@ def _member(session: Session, project_id: str, user_id: str) -> ProjectMemberRow
     if row is None:
         raise NotFound(f"the project has no user {user_id!r}")
     return row
+
+
+def _address(email: str) -> str:
+    if _ADDRESS.fullmatch(email) is None:
+        raise InvalidRequest(f"{email!r} is not an e-mail address", param="email")
+    return email

@@ -15,6 +15,7 @@ from maas.core.clock import Clock
 from maas.core.errors import InvalidRequest, NotFound
 from maas.core.ids import new_id
 from maas.store.database import Database
+from maas.store.text import as_name
 from maas.store.webhook_tables import DeliveryRow, WebhookRow
 
 BUDGET_EVENT = "organization.budget.threshold_reached"
@@ -75,14 +76,14 @@ class WebhookRepository:
             The record, and the signing secret: the only time anybody sees it.
 
         Raises:
-            InvalidRequest: The address is none, or an event is not known.
+            InvalidRequest: The name is empty, the address is none, or an event is not known.
         """
         _check(url, events)
         secret = SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
         row = WebhookRow(
             id=new_id("wh"),
             organization_id=organization_id,
-            name=name,
+            name=as_name(name),
             url=url,
             secret=self._seal(secret),
             events=list(events),
@@ -189,12 +190,21 @@ def _of(session: Session, organization_id: str) -> list[WebhookRow]:
 
 
 def _check(url: str, events: tuple[str, ...]) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or len(url) > 2048:
-        raise InvalidRequest(f"{url!r} is not an http address", param="url")
+    if not _is_http(url):
+        raise InvalidRequest(f"{url[:80]!r} is not an http address", param="url")
     for event in events:
         if event not in EVENTS:
             raise InvalidRequest(f"{event!r} is not an event; there are {EVENTS}", param="events")
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and has_host and len(url) <= 2048
 
 
 def _record_of(row: WebhookRow) -> Webhook:

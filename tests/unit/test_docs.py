@@ -1,6 +1,8 @@
 """Documents stay true: the settings table, the links, the names they use."""
 
+import base64
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from maas.core.settings import Settings
+from maas.gateway.webhook_sender import signature
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")])
@@ -49,3 +52,21 @@ def test_files_that_documents_name_exist(document):
     named = re.findall(r"`((?:maas|tests|deploy|benchmarks)/[\w/]+\.py)`", document.read_text())
     missing = [name for name in named if not (REPOSITORY / name).exists()]
     assert missing == []
+
+
+def test_signature_check_of_the_operators_guide_takes_what_is_sent_and_nothing_else():
+    text = (REPOSITORY / "docs" / "operators.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "operators.md", "exec"), names)
+    is_genuine = names["is_genuine"]
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    for age_s, expected in ((0, True), (400, False)):
+        now = int(time.time()) - age_s
+        headers = {
+            "webhook-id": "evt-1",
+            "webhook-timestamp": str(now),
+            "webhook-signature": signature(secret, "evt-1", now, "{}"),
+        }
+        assert is_genuine(secret, headers, b"{}") is expected
+        assert not is_genuine(secret, headers, b"{} ")
