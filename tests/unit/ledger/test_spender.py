@@ -229,10 +229,12 @@ async def test_a_new_segment_knows_what_open_streams_delivered(desks, monkeypatc
     desk = await desks(budget("10"))
     reservation = await desk.ask(output_tokens=500)
     reservation.count_delivered = lambda: 321
-    await desk.spender.flush()
-    await desk.spender.flush()
+    for _ in range(2):
+        # What is settled is posted, and the segments before it are deleted.
+        desk.finish(await desk.ask())
+        await desk.spender.flush()
     position = desk.spender._wal.position
-    assert position.segment > 0
+    assert not (folder / "gw-1.0.wal").exists()
     ((_, num_delivered),) = wal.read(folder, "gw-1", position).orphans
     assert num_delivered == 321
     desk.finish(reservation)
