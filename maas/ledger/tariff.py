@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
-from maas.core.errors import NotFound
+from maas.core.errors import ConfigError, NotFound
 from maas.core.ids import new_id
 from maas.ledger.prices import FREE, Price, PriceBook, Rates
 from maas.store.database import Database
@@ -31,6 +31,9 @@ class Tariff:
 
         Returns:
             How many differ from what was known.
+
+        Raises:
+            ConfigError: Not all prices would be in one currency.
         """
         with self._database.write() as session:
             latest = _latest(session)
@@ -41,12 +44,19 @@ class Tariff:
                 if known is None or (known.currency, known.rates) != (currency, plain):
                     self._add(session, model_id, tier, _CARD, currency, plain)
                     num_new += 1
+            if num_new:
+                _check_currency(session)
         return num_new
 
     def override(self, model_id: str, rates: Rates, *, tier: str, currency: str) -> Price:
-        """Put an operator's price before the card's from now on."""
+        """Put an operator's price before the card's from now on.
+
+        Raises:
+            ConfigError: The other prices are in another currency.
+        """
         with self._database.write() as session:
             row = self._add(session, model_id, tier, _OVERRIDE, currency, _plain(rates))
+            _check_currency(session)
             return _price_of(row)
 
     def reset(self, model_id: str, *, tier: str) -> None:
@@ -102,6 +112,22 @@ class Tariff:
         )
         session.add(row)
         return row
+
+
+def _check_currency(session: Session) -> None:
+    """Make sure that amounts can be added: a budget is one number, over all models.
+
+    Raises:
+        ConfigError: The prices in force are in several currencies.
+    """
+    session.flush()
+    prices = [price for price in in_force(session).values() if not price.is_free]
+    currencies = sorted({price.currency for price in prices})
+    if len(currencies) > 1:
+        raise ConfigError(
+            f"prices must be in one currency and would be in {' and '.join(currencies)}: "
+            "budgets and costs are sums over all models"
+        )
 
 
 def in_force(session: Session) -> dict[tuple[str, str], Price]:

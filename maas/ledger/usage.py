@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from sqlalchemy import BigInteger, RowMapping, cast, func, literal, select, type_coerce
+from sqlalchemy import BigInteger, RowMapping, case, cast, func, literal, select, type_coerce
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -13,6 +13,7 @@ from maas.store.database import Database
 from maas.store.ledger_tables import JournalRow
 from maas.store.money import from_nanos
 from maas.store.records import LimitScope
+from maas.store.tenancy_tables import ApiKeyRow
 
 WIDTHS = {"1m": 60, "1h": 3600, "1d": 86_400}
 COUNTS = (
@@ -32,6 +33,9 @@ GROUPS = {
     "endpoint": JournalRow.endpoint,
     "service_tier": JournalRow.tier,
     "exactness": JournalRow.exactness,
+    # A key's, where it was made for a user.
+    "user_id": ApiKeyRow.user_id,
+    "batch": case((JournalRow.tier == "batch", "true"), else_="false"),
 }
 
 _COLUMN_OF = {
@@ -52,6 +56,7 @@ class UsageQuery:
         width_s: Of a bucket; buckets begin at multiples of it.
         where: Only these values of a column, by name in ``GROUPS``.
         group_by: Names in ``GROUPS``.
+        by_currency: Whether amounts are told apart by their currency, and with them the rows.
     """
 
     start: float
@@ -59,6 +64,7 @@ class UsageQuery:
     width_s: int = 86_400
     where: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     group_by: Sequence[str] = ()
+    by_currency: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,12 +119,18 @@ def _read(session: Session, query: UsageQuery) -> list[UsageRow]:
     groups = [GROUPS[name].label(name) for name in query.group_by]
     sums = [func.sum(getattr(JournalRow, name)).label(name) for name in COUNTS]
     amount = func.sum(type_coerce(JournalRow.amount, BigInteger)).label("amount")
+    if query.by_currency:
+        currency, currencies = JournalRow.currency.label("currency"), [JournalRow.currency]
+    else:
+        currency, currencies = func.max(JournalRow.currency).label("currency"), []
     statement = (
-        select(bucket, *groups, *sums, amount, JournalRow.currency)
+        select(bucket, *groups, *sums, amount, currency)
         .where(JournalRow.at >= query.start, JournalRow.at < query.end)
-        .group_by(bucket, *groups, JournalRow.currency)
+        .group_by(bucket, *groups, *currencies)
         .order_by(bucket, *groups)
     )
+    if "user_id" in {*query.group_by, *query.where}:
+        statement = statement.join(ApiKeyRow, ApiKeyRow.id == JournalRow.key_id, isouter=True)
     for name, values in query.where.items():
         statement = statement.where(GROUPS[name].in_(values))
     return [_row_of(row, query) for row in session.execute(statement).mappings()]

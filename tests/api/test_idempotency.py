@@ -10,9 +10,11 @@ from httpx import Client
 
 from maas.store.idempotency import KEPT_S
 from maas.store.pages import Window
+from maas.store.records import Role
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import IdempotencyRow
 from tests.api.conftest import RunningGateway, running_gateway
+from tests.api.test_tenants import BUDGET, OWNED, SHARED, Tenant, tenant
 
 PROJECTS = "/v1/organization/projects"
 CRASH = Path(__file__).with_name("crashing_gateway.py")
@@ -192,3 +194,58 @@ def test_crash_between_effect_and_answer_leaves_both_or_neither(gateway, key, or
     assert answer.json()["name"] == "p"
     assert ("idempotent-replayed" in answer.headers) == (moment == "after")
     assert names(gateway, organization.id) == ["default", "p"]
+
+
+# Every POST of the control plane, with a body that its owner could send. The others are relayed:
+# they make nothing that stays.
+POSTS = {
+    **{route: body for route, body in OWNED.items() if route.startswith("POST ")},
+    "POST /v1/organization/projects": {"name": "p"},
+    "POST /v1/organization/users": {"email": "new@ours.example", "name": "N", "role": "owner"},
+    "POST /v1/organization/admin_api_keys": {"name": "k"},
+    "POST /v1/organization/webhooks": {"name": "w", "url": "https://ours.example/other"},
+    "POST /v1/organization/rate_limits/{rate_limit_id}": {"max_requests_per_1_minute": 5},
+    "POST /v1/organization/spend_limit": BUDGET,
+}
+RELAYED = {
+    f"POST /v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses")
+}
+
+
+@pytest.fixture(scope="module")
+def owner(gateway: RunningGateway) -> Tenant:
+    made = tenant(gateway, "repeating")
+    joining = gateway.store.tenancy.users.create(
+        made.organization_id, email="joins@ours.example", name="J", role=Role.OWNER
+    )
+    made.ids["joining"] = joining.id
+    gateway.wait_seen()
+    return made
+
+
+def test_every_route_that_creates_or_changes_is_in_the_table():
+    known = {route for route in {*OWNED, *SHARED} if route.startswith("POST ")}
+    assert known == {*POSTS, *RELAYED}
+
+
+@pytest.mark.parametrize("route", sorted(POSTS, key=lambda route: route.endswith("archive")))
+def test_every_route_does_a_repeated_request_once(gateway, owner, route):
+    body = POSTS[route]
+    if body is not None and body.get("user_id") == "USER":
+        body = {**body, "user_id": owner.ids["joining"]}
+    headers = {
+        "Authorization": f"Bearer {owner.keys['admin']}",
+        "Idempotency-Key": f"once-{sorted(POSTS).index(route)}",
+    }
+
+    def send(content: dict | None):
+        return gateway.client.post(owner.path(route), json=content, headers=headers)
+
+    first, again = send(body), send(body)
+    assert first.status_code == 200, first.text
+    assert (again.status_code, again.content) == (first.status_code, first.content)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    other = send({**(body or {}), "name": "another"})
+    assert other.status_code == 409
+    assert other.json()["error"]["code"] == "idempotency_key_reused"

@@ -15,9 +15,10 @@ from maas.core.ids import new_id
 from maas.ledger.caps import MINUTE_S
 from maas.ledger.prices import Rates
 from maas.ledger.tariff import Tariff
+from maas.store.key_terms import KeyTerms
 from maas.store.ledger_tables import JournalRow
 from maas.store.limits import LimitKey
-from maas.store.records import LimitScope
+from maas.store.records import LimitScope, Role
 
 # A thousandth of a unit each token. The fake engine counts 5 in, 7 out; of a prompt that comes as
 # tokens, as many are reserved.
@@ -298,3 +299,79 @@ def test_usage_and_costs_come_as_openai_shapes_them(tenant):
     assert result["amount"] == {"value": 0.036, "currency": "usd", "exact": "0.036000000"}
     refused = tenant.client.get("/v1/organization/costs", params=ask)
     assert refused.status_code == 403
+
+
+def _usage(tenant: Tenant, what: str = "usage/completions", **params) -> httpx.Response:
+    if not hasattr(tenant, "admin"):
+        _, tenant.admin = tenant.gateway.store.keys.create(
+            project_id=tenant.project.id, name="admin", scopes=("admin",)
+        )
+        tenant.gateway.wait_seen()
+    ask = {"start_time": int(time.time()) - 60, "project_ids[]": tenant.project.id, **params}
+    headers = {"Authorization": f"Bearer {tenant.admin}"}
+    return tenant.client.get(f"/v1/organization/{what}", params=ask, headers=headers)
+
+
+def _results(answer: httpx.Response) -> list[dict]:
+    assert answer.status_code == 200, answer.text
+    return [result for bucket in answer.json()["data"] for result in bucket["results"]]
+
+
+def test_usage_is_told_apart_by_whatever_openai_offers(tenant):
+    store = tenant.gateway.store
+    user = store.tenancy.users.create(
+        tenant.project.organization_id,
+        email=f"{new_id('u')}@example.org",
+        name="U",
+        role=Role.OWNER,
+    )
+    terms = KeyTerms(user_id=user.id)
+    _, key = store.keys.create(project_id=tenant.project.id, name="u", terms=terms)
+    tenant.gateway.wait_seen()
+    tenant.ask()
+    headers = {"Authorization": f"Bearer {key}"}
+    assert tenant.client.post("/v1/completions", json=ASK, headers=headers).status_code == 200
+    tenant.charges(2)
+    by_user = {r["user_id"]: r for r in _results(_usage(tenant, **{"group_by[]": "user_id"}))}
+    assert set(by_user) == {None, user.id}
+    assert by_user[user.id]["num_model_requests"] == 1
+    (mine,) = _results(_usage(tenant, **{"user_ids[]": user.id}))
+    assert mine["num_model_requests"] == 1
+    keys = _results(_usage(tenant, **{"group_by[]": "api_key_id"}))
+    assert {result["api_key_id"] for result in keys} == {
+        key.split("-")[2],
+        tenant.key.split("-")[2],
+    }
+    (model,) = _results(_usage(tenant, **{"group_by[]": "model"}))
+    assert (model["model"], model["num_model_requests"]) == ("tiny", 2)
+    (batch,) = _results(_usage(tenant, **{"group_by[]": "batch"}))
+    assert batch["batch"] is False
+    assert _results(_usage(tenant, batch="true")) == []
+    assert len(_results(_usage(tenant, batch="false"))) == 1
+    refused = _usage(tenant, **{"group_by[]": "colour"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "group_by")
+
+
+@pytest.mark.parametrize(("width", "seconds"), [("1m", 60), ("1h", 3600), ("1d", 86_400)])
+def test_usage_comes_in_pages_of_buckets(tenant, width, seconds):
+    tenant.ask()
+    tenant.charges(1)
+    end = int(time.time()) + 1
+    ask = {"bucket_width": width, "start_time": end - 5 * seconds, "end_time": end}
+    whole = _usage(tenant, **ask).json()["data"]
+    assert {bucket["end_time"] - bucket["start_time"] for bucket in whole} == {seconds}
+    paged, page = [], None
+    for number in range(10):
+        answer = _usage(tenant, **ask, limit=2, **({"page": page} if page else {})).json()
+        assert len(answer["data"]) <= 2
+        paged += answer["data"]
+        page = answer["next_page"]
+        assert answer["has_more"] == (page is not None)
+        if page is None:
+            break
+        assert number < 9
+    assert paged == whole
+    assert sum(len(bucket["results"]) for bucket in paged) == 1
+    for limit in (0, -1, 100_000):
+        refused = _usage(tenant, **ask, limit=limit)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limit")

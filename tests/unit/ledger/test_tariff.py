@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from maas.core.errors import NotFound
+from maas.core.errors import ConfigError, NotFound
 from maas.ledger.prices import Price, Quantity, Rates
 from maas.ledger.tariff import Tariff
 
@@ -105,3 +105,16 @@ def test_the_highest_cost_is_never_below_the_cost():
         used = Quantity(1, input_tokens=100, cached_tokens=cached, output_tokens=7)
         most = price.highest_cost(input_tokens=100, output_tokens=7, at=0)
         assert price.cost(used, 0) <= most
+
+
+def test_prices_of_several_currencies_are_refused(database, clock):
+    tariff = Tariff(database, clock)
+    tariff.override("a", Rates(Decimal(1)), tier="default", currency="EUR")
+    with pytest.raises(ConfigError, match="EUR and USD"):
+        tariff.override("b", Rates(Decimal(1)), tier="default", currency="USD")
+    with pytest.raises(ConfigError, match="EUR and USD"):
+        tariff.sync([("c", "default", "USD", Rates(Decimal(1)))])
+    # What costs nothing costs nothing in every currency.
+    tariff.sync([("d", "default", "USD", Rates())])
+    tariff.override("b", Rates(Decimal(1)), tier="default", currency="EUR")
+    assert {price.model_id for price in tariff.in_force().all()} == {"a", "b", "d"}

@@ -18,7 +18,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Boolean, Float, Integer, LargeBinary, MetaData, func, inspect, select
 
+from maas.bootstrap.store import open_store
 from maas.core.errors import HostError
+from maas.core.settings import Settings
 from maas.store.backups import Backups
 from maas.store.database import Database
 from maas.store.migrate import MIGRATIONS_DIR
@@ -252,6 +254,23 @@ def test_sqlite_store_is_copied_whole_before_it_is_changed(tmp_path, caplog):
     database = Database(f"sqlite:///{tmp_path / 'maas.db'}")
     assert version_of(database) == HEAD
     database.close()
+
+
+@pytest.mark.parametrize("version", EVERY[:-1])
+def test_platform_brings_an_older_store_up_by_itself_after_a_copy(tmp_path, version):
+    settings = Settings(home=tmp_path)
+    database = Database(settings.resolved_database_url)
+    database.migrator().run(version)
+    counts = fill(database)
+    database.close()
+    opened = open_store(settings)
+    assert version_of(opened.database) == HEAD
+    opened.database.close()
+    (copy,) = settings.backups_dir.glob("*.db")
+    with closing(sqlite3.connect(copy)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == (version,)
+        for table, count in counts.items():
+            assert raw.execute(f"SELECT count(*) FROM {table}").fetchone() == (count,)
 
 
 def test_first_start_makes_no_copy_and_says_nothing(tmp_path, caplog):

@@ -4,6 +4,7 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, Field
 
 from maas.gateway.authority import Authority, in_organization
 from maas.gateway.organization.usage.schemas import UsagePage
@@ -24,27 +25,33 @@ def _usage(request: Request) -> UsageReader:
 _UsageDep = Annotated[UsageReader, Depends(_usage)]
 
 
-def _question(
-    request: Request,
-    start_time: Annotated[int, Query(ge=0)],
-    end_time: Annotated[int | None, Query(ge=0)] = None,
-    bucket_width: str = "1d",
-    limit: int | None = None,
-    page: str | None = None,
-) -> Question:
+class _Period(BaseModel):
+    """What a question says once; lists are read apart, under both of their names."""
+
+    start_time: Annotated[int, Field(ge=0)]
+    end_time: Annotated[int, Field(ge=0)] | None = None
+    bucket_width: str = "1d"
+    limit: int | None = None
+    page: str | None = None
+    batch: bool | None = None
+
+
+def _question(request: Request, period: Annotated[_Period, Query()]) -> Question:
     def several(name: str) -> list[str]:
         # SDKs write lists as ``name[]``, people as ``name``.
         return [*request.query_params.getlist(f"{name}[]"), *request.query_params.getlist(name)]
 
     return Question(
-        start=start_time,
-        end=end_time if end_time is not None else int(time.time()) + 1,
-        bucket_width=bucket_width,
-        limit=limit,
-        page=page,
+        start=period.start_time,
+        end=int(time.time()) + 1 if period.end_time is None else period.end_time,
+        bucket_width=period.bucket_width,
+        limit=period.limit,
+        page=period.page,
         project_ids=several("project_ids"),
         api_key_ids=several("api_key_ids"),
+        user_ids=several("user_ids"),
         models=several("models"),
+        batch=period.batch,
         group_by=several("group_by"),
     )
 

@@ -22,7 +22,7 @@ ENDPOINTS: Mapping[str, tuple[str, ...]] = {
     "moderations": ("/v1/moderations",),
     "fine_tuning": ("/v1/fine_tuning/jobs",),
 }
-_USAGE_GROUPS = {"project_id", "api_key_id", "model", "service_tier"}
+_USAGE_GROUPS = {"project_id", "user_id", "api_key_id", "model", "batch", "service_tier"}
 _COST_GROUPS = {"project_id", "api_key_id", "line_item"}
 
 
@@ -35,6 +35,7 @@ class Question:
         end: Epoch seconds, exclusive.
         limit: Buckets in the page; none for as many as is usual.
         page: From the page before.
+        batch: Only what was asked in the batch tier, or only what was not.
     """
 
     start: int
@@ -44,7 +45,9 @@ class Question:
     page: str | None = None
     project_ids: Sequence[str] = ()
     api_key_ids: Sequence[str] = ()
+    user_ids: Sequence[str] = ()
     models: Sequence[str] = ()
+    batch: bool | None = None
     group_by: Sequence[str] = ()
 
 
@@ -63,13 +66,20 @@ def read_usage(
             {
                 "object": f"organization.usage.{kind}.result",
                 "num_model_requests": row.counts["num_requests"],
-                **row.groups,
+                **_groups(row),
                 **_counts(kind, row),
             }
         )
 
     where = {"organization_id": [organization_id], "endpoint": ENDPOINTS[kind]}
-    return _page(reader, question, where, question.group_by, shown)
+    return _page(reader, question, where, question.group_by, shown, by_currency=False)
+
+
+def _groups(row: UsageRow) -> dict[str, Any]:
+    groups: dict[str, Any] = dict(row.groups)
+    if "batch" in groups:
+        groups["batch"] = groups["batch"] == "true"
+    return groups
 
 
 def read_costs(reader: UsageReader, organization_id: str, question: Question) -> UsagePage:
@@ -121,6 +131,8 @@ def _page(
     where: Mapping[str, Sequence[str]],
     groups: Sequence[str],
     shown: Callable[[UsageRow], Any],
+    *,
+    by_currency: bool = True,
 ) -> UsagePage:
     width = WIDTHS.get(question.bucket_width)
     if width is None:
@@ -128,15 +140,17 @@ def _page(
     if question.end <= question.start:
         raise InvalidRequest("end_time must be after start_time", param="end_time")
     usual, most = PAGE_SIZES[question.bucket_width]
-    limit = question.limit or usual
+    limit = usual if question.limit is None else question.limit
     if not 1 <= limit <= most:
         raise InvalidRequest(f"limit is 1 to {most} for {question.bucket_width}", param="limit")
     first = _first_bucket(question, width)
     last = min(first + limit * width, question.end)
     wanted = {
         "project_id": question.project_ids,
+        "user_id": question.user_ids,
         "api_key_id": question.api_key_ids,
         "model": question.models,
+        "batch": [] if question.batch is None else [str(question.batch).lower()],
     }
     rows = reader.read(
         UsageQuery(
@@ -145,6 +159,7 @@ def _page(
             width_s=width,
             where={**where, **{name: values for name, values in wanted.items() if values}},
             group_by=groups,
+            by_currency=by_currency,
         )
     )
     results: dict[int, list[Any]] = {start: [] for start in range(first, last, width)}
