@@ -215,6 +215,38 @@ async def test_nothing_is_kept_from_a_project_below_its_share_by_weight():
     assert line.queue.num_running == 8
 
 
+async def test_the_weight_of_who_left_no_longer_counts():
+    line = Line(8)
+    line.visit("gone", weight=99)
+    line.time += ABOUT_S + 1
+    line.visit("changed", weight=99)
+    line.visit("changed", weight=1)
+    for _ in range(20):
+        line.ask("heavy", weight=9)
+    await line.settle()
+    assert line.queue.num_running == 8
+
+
+async def test_a_project_keeps_no_slot_from_itself():
+    line = Line(8)
+    line.visit("about")
+    claim = Claim("a", 1, Priority.ONLINE, 10)
+    entered = [line.queue.try_enter(claim) for _ in range(8)]
+    assert [ticket is not None for ticket in entered] == [True] * 7 + [False]
+
+
+async def test_nobody_overtakes_a_project_from_which_a_slot_is_kept():
+    line = Line(8)
+    line.visit("about")
+    line.visit("served much", num_tokens=1_000_000)
+    for _ in range(20):
+        line.ask("greedy")
+    await line.settle()
+    line.ask("served much")
+    await line.settle()
+    assert line.order == ["greedy"] * 7
+
+
 async def test_nothing_is_kept_for_a_lower_class():
     line = Line(8)
     line.visit("batch", priority=Priority.BATCH)
@@ -229,6 +261,20 @@ async def test_slots_are_kept_from_a_lower_class():
     line.visit("online")
     for _ in range(20):
         line.ask("batch", priority=Priority.BATCH)
+    await line.settle()
+    assert line.queue.num_running == 7
+
+
+async def test_only_who_has_left_is_taken_for_gone():
+    line = Line(8)
+    line.visit("stays")
+    line.time = 30
+    line.visit("leaves")
+    line.time = 50
+    line.visit("stays")
+    line.time = 30 + ABOUT_S + 1
+    for _ in range(20):
+        line.ask("greedy")
     await line.settle()
     assert line.queue.num_running == 7
 
@@ -292,23 +338,37 @@ async def test_who_goes_straight_through_after_idling_has_no_credit(is_served_be
     assert line.order.count("busy") >= 48
 
 
-async def test_estimates_of_others_do_not_hold_a_newcomer_back():
+async def test_what_went_straight_through_counts_from_there():
+    line = Line(4)
+    for _ in range(1000):
+        line.visit("busy")
+    for _ in range(4):
+        line.ask("newcomer", num_tokens=50)
+    await line.settle()
+    for _ in range(30):
+        line.ask("newcomer")
+        line.ask("busy")
+    await line.settle()
+    line.order.clear()
+    await line.finish(12)
+    assert line.order == ["busy"] * 12
+
+
+async def test_high_estimates_of_others_do_not_hold_a_newcomer_back():
     line = Line(8)
     for _ in range(8):
         line.ask("guesses high", num_tokens=4096)
-    await line.settle()
-    line.ask("newcomer", num_tokens=100)
-    await line.settle()
-    for _ in range(8):
-        line.tickets[0].num_tokens = 100
-        await line.finish()
-    for _ in range(40):
+    for _ in range(200):
         line.ask("guesses high", num_tokens=100)
+    await line.settle()
+    for _ in range(20):
         line.ask("newcomer", num_tokens=100)
     await line.settle()
     line.order.clear()
-    await line.finish(30)
-    assert line.order.count("newcomer") >= 10
+    for _ in range(40):
+        line.tickets[0].num_tokens = 100
+        await line.finish()
+    assert line.order.count("newcomer") >= 15
 
 
 async def test_a_newcomer_nobody_knows_waits_for_one_answer_at_most():
