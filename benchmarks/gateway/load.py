@@ -19,11 +19,18 @@ class Load:
         is_stream: Whether answers are streamed.
         num_connections: Requests held open at a time.
         seconds: After this no connection asks again.
+        max_requests: Nor after so many requests of all connections; none for no bound.
     """
 
     is_stream: bool
     num_connections: int
     seconds: float
+    max_requests: int | None = None
+
+    def goes_on(self, num_asked: int, deadline: float) -> bool:
+        """Say whether another request is asked."""
+        is_enough = self.max_requests is not None and num_asked >= self.max_requests
+        return not is_enough and time.perf_counter() < deadline
 
 
 @dataclass
@@ -31,12 +38,14 @@ class Tally:
     """What came back.
 
     Attributes:
+        num_asked: Requests sent.
         num_reads: Times that bytes arrived; below ``num_chunks`` where something put chunks
             together on the way.
         num_chunks: Streamed ``data:`` events.
         num_errors: Answers that were not a 200, or not whole.
     """
 
+    num_asked: int = 0
     num_requests: int = 0
     num_chunks: int = 0
     num_reads: int = 0
@@ -81,19 +90,20 @@ def is_whole(answer: bytes) -> bool:
 class _Client(asyncio.Protocol):
     """One connection in the closed loop."""
 
-    def __init__(self, request: bytes, tally: Tally, deadline: float, *, is_stream: bool) -> None:
+    def __init__(self, request: bytes, tally: Tally, deadline: float, load: Load) -> None:
         self.is_over = asyncio.get_running_loop().create_future()
         self._request = request
         self._tally = tally
         self._deadline = deadline
-        self._is_stream = is_stream
+        self._load = load
+        self._is_stream = load.is_stream
         self._parts: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._request)
+        self._ask_or_finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_over.done():
@@ -120,8 +130,13 @@ class _Client(asyncio.Protocol):
                 return
             self._tally.num_chunks += answer.count(b"data: {")
         self._tally.num_requests += 1
-        if time.perf_counter() < self._deadline and self._transport is not None:
-            self._transport.write(self._request)
+        self._ask_or_finish()
+
+    def _ask_or_finish(self) -> None:
+        tally, transport = self._tally, self._transport
+        if transport is not None and self._load.goes_on(tally.num_asked, self._deadline):
+            tally.num_asked += 1
+            transport.write(self._request)
         else:
             self._finish()
 
@@ -146,7 +161,7 @@ async def run_load(port: int, request: bytes, load: Load) -> Tally:
     clients: list[_Client] = []
     for _ in range(load.num_connections):
         _, client = await loop.create_connection(
-            lambda: _Client(request, tally, deadline, is_stream=load.is_stream), "127.0.0.1", port
+            lambda: _Client(request, tally, deadline, load), "127.0.0.1", port
         )
         clients.append(client)
     async with asyncio.timeout(load.seconds + 60):
