@@ -20,7 +20,7 @@ import uvloop
 
 from benchmarks.gateway.load import Load, Tally, request_bytes, run_load
 from benchmarks.gateway.mock_engine import MODEL
-from benchmarks.gateway.report import Figures, Rounds, goals, table
+from benchmarks.gateway.report import EVERYTHING, OURS, Figures, Rounds, goals, table
 from benchmarks.gateway.servers import (
     LITELLM,
     ROUTER,
@@ -30,6 +30,7 @@ from benchmarks.gateway.servers import (
     mock_engine,
     our_gateway,
     peer_venv,
+    set_quota,
     vllm_router,
 )
 
@@ -80,7 +81,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each load, twice a round")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--streams", type=int, default=64)
+    # Enough of them that what a server does by the clock is small beside what it does by chunk.
+    parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--peer", choices=(ROUTER, LITELLM), action="append", help="only these")
     parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
@@ -92,7 +94,8 @@ def main() -> int:
         servers = [
             engine,
             stack.enter_context(bare_relay(folder, engine.port)),
-            stack.enter_context(our_gateway(folder, engine.port)),
+            stack.enter_context(our_gateway(folder, engine.port, name=OURS, set_limits=set_quota)),
+            stack.enter_context(our_gateway(folder, engine.port, name=EVERYTHING)),
         ]
         for peer in peers:
             running = starts[peer](folder, engine.port, peer_venv(peer))

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -118,11 +118,26 @@ def mock_engine(folder: Path) -> Iterator[Server]:
         yield Server("mock engine, bare", port, process)
 
 
-def _limit_everything(store: Store, project_id: str) -> None:
-    """Set a price and every kind of limit, on organisation, project and model; none is reached."""
+def _set_price(store: Store) -> None:
     tenth = Decimal("0.1")
     rates = Rates(tenth, tenth, tenth)
     Tariff(store.database, store.clock).override(MODEL, rates, tier="default", currency="USD")
+
+
+def set_quota(store: Store, project_id: str) -> None:
+    """Set what a tenant usually has: a price, requests and tokens a minute, a budget."""
+    _set_price(store)
+    store.tenancy.limits.set(
+        LimitKey(LimitScope.PROJECT, project_id),
+        requests_per_minute=10**9,
+        tokens_per_minute=10**12,
+        monthly_budget=Decimal(10**6),
+    )
+
+
+def limit_everything(store: Store, project_id: str) -> None:
+    """Set a price and every kind of limit, on organisation, project and model; none is reached."""
+    _set_price(store)
     organization_id = store.tenancy.projects.get(project_id).organization_id
     for scope, scope_id in (
         (LimitScope.ORGANIZATION, organization_id),
@@ -140,14 +155,20 @@ def _limit_everything(store: Store, project_id: str) -> None:
 
 
 @contextmanager
-def our_gateway(folder: Path, engine_port: int) -> Iterator[Server]:
+def our_gateway(
+    folder: Path,
+    engine_port: int,
+    *,
+    name: str = "maas gateway",
+    set_limits: Callable[[Store, str], None] = limit_everything,
+) -> Iterator[Server]:
     """Run the gateway as ``maas up`` runs it, over a store of its own with one key."""
     port = free_port()
-    settings = Settings(home=folder / "home", port=port, metrics_port=free_port())
+    settings = Settings(home=folder / name.replace(" ", "-"), port=port, metrics_port=free_port())
     store = open_store(settings)
     project_id = ensure_project(store.database, store.clock)
     _, key = store.keys.create(project_id=project_id, name="bench", scopes=("inference",))
-    _limit_everything(store, project_id)
+    set_limits(store, project_id)
     url = f"http://127.0.0.1:{engine_port}"
     deployment = store.deployments.create(
         project_id=project_id, model_id=MODEL, engine="external", options={"url": url}
@@ -165,9 +186,9 @@ def our_gateway(folder: Path, engine_port: int) -> Iterator[Server]:
     store.replicas.publish(replica)
     store.database.close()
     command = [sys.executable, "-m", "maas.bootstrap.gateway", str(save_settings(settings))]
-    log = folder / "gateway.log"
-    with _running("gateway", command, port=port, ready_path="/readyz", log=log) as process:
-        yield Server("maas gateway", port, process, key)
+    log = folder / f"{settings.home.name}.log"
+    with _running(name, command, port=port, ready_path="/readyz", log=log) as process:
+        yield Server(name, port, process, key)
 
 
 @contextmanager
