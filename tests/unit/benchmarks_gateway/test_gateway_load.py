@@ -36,6 +36,12 @@ async def test_whole_answers_are_counted_once(port):
     assert tally.num_errors == tally.num_chunks == 0
 
 
+async def test_no_more_is_asked_than_wanted(port):
+    request = request_bytes(port, model=MODEL, key="k", is_stream=False)
+    tally = await run_load(port, request, Load(False, 8, 60, max_requests=21))
+    assert tally.num_asked == tally.num_requests == 21
+
+
 async def test_refusals_are_errors():
     async def refuse(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

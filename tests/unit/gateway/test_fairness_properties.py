@@ -245,3 +245,32 @@ async def test_without_slots_kept_for_them_they_would_not(monkeypatch):
 @pytest.mark.parametrize("greedy_times", [10, 30, 100, 1000])
 async def test_any_number_of_requests_of_one_tenant_is_the_same_to_the_others(greedy_times):
     assert await _p95_ttft(greedy_times=greedy_times) <= 1.5 * TTFT_ALONE_S
+
+
+@given(seed=st.integers(0, 10**6), capacity=st.integers(1, 8))
+@settings(max_examples=50, deadline=None)
+def test_whoever_gives_up_whenever_no_slot_is_lost(seed, capacity):
+    async def request(queue: FairQueue, project: str, num_turns: int) -> None:
+        claim = Claim(project, 1.0, Priority.ONLINE, 10)
+        ticket = queue.try_enter(claim) or await queue.enter(claim)
+        try:
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+        finally:
+            queue.leave(ticket)
+
+    async def check() -> None:
+        random_, queue = random.Random(seed), FairQueue(capacity)
+        tasks: list[asyncio.Task[None]] = []
+        for _ in range(200):
+            project, num_turns = random_.choice("abcd"), random_.randint(0, 6)
+            tasks.append(asyncio.create_task(request(queue, project, num_turns)))
+            if random_.random() < 0.5:
+                random_.choice(tasks).cancel()
+            if random_.random() < 0.6:
+                await asyncio.sleep(0)
+        await asyncio.wait(tasks, timeout=10)
+        assert all(task.done() for task in tasks)
+        assert queue.num_running == queue.num_waiting == 0
+
+    asyncio.run(check())
