@@ -34,12 +34,16 @@ from benchmarks.gateway.servers import (
     vllm_router,
 )
 
+# What a server does later (ours writes its journal twice a second) belongs to the load before it.
+_LATE_S = 1.2
+
 
 def _measure(server: Server, load: Load) -> tuple[Tally, float]:
     """Run one load; return what came back and the processor seconds it took the server."""
     request = request_bytes(server.port, model=MODEL, key=server.key, is_stream=load.is_stream)
     before = server.cpu_s()
     tally = uvloop.run(run_load(server.port, request, load))
+    time.sleep(_LATE_S)
     cpu_s = server.cpu_s() - before
     if tally.num_errors or not tally.num_requests:
         raise RuntimeError(f"{server.name}: {tally.num_errors} failed requests: {tally.error}")
