@@ -148,7 +148,10 @@ class Platform:
     def find(self, words: str) -> psutil.Process:
         """Return the one process whose command line holds these words."""
         for process in self.processes():
-            with_name = [process.name(), *process.cmdline()]
+            try:
+                with_name = [process.name(), *process.cmdline()]
+            except psutil.NoSuchProcess:
+                continue
             if any(words in word for word in with_name):
                 return process
         raise AssertionError(f"no process {words!r}")

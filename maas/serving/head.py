@@ -5,6 +5,7 @@ Ray binds to the node's address, and refuses loopback on Linux unless told that 
 cluster; the variables of ``maas.serving.cluster`` say so (docs/adr/0003).
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -64,7 +65,7 @@ def run_head(settings: Settings) -> int:
     watched = [
         process
         for process in psutil.Process().children(recursive=True)
-        if process.name() in _ESSENTIAL
+        if _name_of(process) in _ESSENTIAL
     ]
     while not stopping.wait(_POLL_S):
         dead = [process.pid for process in watched if not _is_running(process)]
@@ -77,9 +78,20 @@ def run_head(settings: Settings) -> int:
         return 0
     # A half-dead Ray hangs in its own shutdown: end every process of it here.
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     os._exit(1)
 
 
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _is_running(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -142,7 +142,10 @@ async def _process(home, name: str, *, seconds: float) -> psutil.Process:
     while time.monotonic() < deadline:
         for process in find_orphans(home):
             # The launcher's command line holds the server's too, so the more telling name wins.
-            line = " ".join(process.cmdline())
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.NoSuchProcess:  # vLLM runs short helpers while it starts
+                continue
             if name in line and (name == "launcher.py" or "launcher.py" not in line):
                 return process
         await asyncio.sleep(0.1)

@@ -62,7 +62,14 @@ def command(tmp_path: Path) -> tuple[str, ...]:
 
 def running(command: tuple[str, ...]) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if command[1] in child.cmdline()]
+    return [child for child in children if _is_running(child, command)]
+
+
+def _is_running(process: psutil.Process, command: tuple[str, ...]) -> bool:
+    try:
+        return command[1] in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_the_platform_serves_the_engine_under_a_key_of_its_own_and_is_stopped(
