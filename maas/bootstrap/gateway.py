@@ -1,6 +1,8 @@
 """The gateway's process: ``python -m maas.bootstrap.gateway SETTINGS_FILE``."""
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import signal
 import socket
@@ -30,6 +32,7 @@ from maas.store.secrets import SecretBox
 
 METRICS_HOST = "127.0.0.1"
 SHUTDOWN_GRACE_S = 3
+_M_ARENA_MAX = -8  # malloc.h of glibc
 _MEDIA = frozenset({Modality.IMAGE, Modality.AUDIO, Modality.VIDEO, Modality.MULTIMODAL})
 
 
@@ -121,6 +124,16 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap.
+
+    glibc gives each thread its own. Those that write to the store take turns, so each of their
+    heaps would grow to the size of the largest write, a tenth of our memory in all.
+    """
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 async def run(settings: Settings) -> None:
     """Serve until asked to stop."""
     gateway = make_gateway(settings, open_store(settings))
@@ -153,4 +166,5 @@ async def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
+    share_one_heap()
     uvloop.run(run(begin()))

@@ -83,8 +83,11 @@ class DirectClient:
 
 
 def direct_client(scope: Scope, send: Send) -> DirectClient | None:
-    """Return the client to write to directly; none where an app in between must see the bytes."""
-    client: DirectClient | None = scope.get(CLIENT)
+    """Return the client to write to directly; none where an app in between must see the bytes.
+
+    It is taken out of the scope, which it holds: together they would wait for the collector.
+    """
+    client: DirectClient | None = cast("dict[str, Any]", scope).pop(CLIENT, None)
     return client if client is not None and client.is_behind(send) else None
 
 

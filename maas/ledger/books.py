@@ -71,6 +71,8 @@ _MOVE_COUNTER = (
 _JOURNALED = (Metric.TOKENS_PER_DAY, Metric.MONTHLY_BUDGET)
 # Databases bound the parameters of a statement.
 _MAX_KEYS = 5000
+# A busy half second is thousands of charges: as rows all at once they would be a peak of memory.
+_MAX_ROWS = 256
 # Spenders say every few seconds that they live.
 SILENT_S = 60.0
 _KEEP_COUNTERS_S = 3600.0
@@ -392,7 +394,10 @@ def _insert(session: Session, entries: Sequence[Entry]) -> None:
     names = ", ".join(_JOURNAL_COLUMNS)
     marks = ", ".join([mark] * len(_JOURNAL_COLUMNS))
     statement = f"INSERT INTO {JournalRow.__tablename__} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
-    session.connection().exec_driver_sql(statement, [_row_of(entry) for entry in entries])
+    connection = session.connection()
+    for start in range(0, len(entries), _MAX_ROWS):
+        portion = entries[start : start + _MAX_ROWS]
+        connection.exec_driver_sql(statement, [_row_of(entry) for entry in portion])
 
 
 def _row_of(entry: Entry) -> tuple[str | int | float, ...]:

@@ -22,8 +22,8 @@ import msgspec
 from maas.core.errors import DiskFull
 from maas.ledger.entries import Dropped, Entry, Opened, Progressed, Record
 
-MAX_SEGMENT_BYTES = 8 * 2**20
-_STEP_BYTES = 2 * 2**20
+MAX_SEGMENT_BYTES = 2**20
+_STEP_BYTES = 2**20
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
