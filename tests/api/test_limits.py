@@ -19,6 +19,7 @@ from maas.store.key_terms import KeyTerms
 from maas.store.ledger_tables import JournalRow
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
+from tests.fakes.engine import fake_engine
 
 # A thousandth of a unit each token. The fake engine counts 5 in, 7 out; of a prompt that comes as
 # tokens, as many are reserved.
@@ -109,6 +110,41 @@ def test_an_answer_says_what_it_costs_and_is_charged_that(tenant):
     assert (row.input_tokens, row.cached_tokens, row.output_tokens) == (5, 3, 7)
     assert (row.exactness, row.endpoint, row.num_requests) == ("exact", "/v1/completions", 1)
     assert row.request_id == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
+)
+def test_chat_and_responses_are_limited_and_charged_alike(tenant, route, body):
+    tenant.limit(requests_per_minute=1, monthly_budget=Decimal(10))
+    answers = [tenant.client.post(route, json={"model": "tiny", **body}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[0].headers["x-maas-cost"] == "0.012000000 USD"
+    assert answers[0].headers["x-ratelimit-remaining-requests"] == "0"
+    assert answers[1].headers["x-maas-limit"].startswith("requests_per_minute of project:")
+    (row,) = tenant.charges(1)
+    assert (row.amount, row.endpoint) == (COST, "/v1/chat/completions")
+    (counted,) = _results(_usage(tenant))
+    assert counted["num_model_requests"] == 1
+
+
+def test_what_was_used_keeps_its_price_when_prices_change(gateway, tenant):
+    with fake_engine() as engine:
+        gateway.deploy(engine, model="repriced")
+        tariff = Tariff(gateway.store.database, gateway.store.clock)
+        for factor in (1, 3):
+            rates = Rates(PRICE * factor, PRICE * factor, PRICE * factor)
+            tariff.override("repriced", rates, tier="default", currency="USD")
+            gateway.wait_seen()
+            assert tenant.ask(model="repriced").status_code == 200
+        first, second = tenant.charges(2)
+    assert (first.amount, second.amount) == (COST, 3 * COST)
+    for row, factor in ((first, 1), (second, 3)):
+        assert tariff.by_id(row.price_id).rates.input_per_million == PRICE * factor
 
 
 def test_a_stream_is_charged_alike_and_shows_no_usage_unasked(tenant):
@@ -238,6 +274,7 @@ def test_a_spent_budget_is_said_in_a_way_that_sdks_do_not_try_again(tenant, engi
         with pytest.raises(RateLimitError) as refused:
             client.completions.create(**ASK)
     assert refused.value.code == "insufficient_quota"
+    assert refused.value.response.headers["x-should-retry"] == "false"
     assert len(engine.requests) == 1
 
 

@@ -2,13 +2,17 @@
 
 import base64
 import re
+import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from pydantic import BaseModel
 
+from maas.cli.main import app
 from maas.core.settings import Settings
 from maas.gateway.webhook_sender import signature
 from tests.conftest import REPOSITORY
@@ -52,6 +56,53 @@ def test_files_that_documents_name_exist(document):
     named = re.findall(r"`((?:maas|tests|deploy|benchmarks)/[\w/]+\.py)`", document.read_text())
     missing = [name for name in named if not (REPOSITORY / name).exists()]
     assert missing == []
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of every ``maas`` command in a document's blocks and code spans."""
+    text = text.replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^ {4}(.+)$", text, re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.M))
+    for line in [*lines, *indented, *spans]:
+        words = shlex.split(line, comments=True) if re.search(r"(^| )maas ", line) else []
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if len(words) > 1 and words[0] == "maas" and re.fullmatch(r"[a-z-]+", words[1]):
+            yield words[1:]
+
+
+def _check(words: list[str]) -> None:
+    """Check that a command exists and takes what it is given."""
+    command: Any = typer.main.get_command(app)
+    path = "maas"
+    while hasattr(command, "commands"):
+        if not words or words[0].startswith("-"):
+            return
+        name, *words = words
+        path = f"{path} {name}"
+        assert name in command.commands, f"there is no {path}"
+        command = command.commands[name]
+    offered = {name for item in command.params for name in (*item.opts, *item.secondary_opts)}
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("-"):
+            assert option in offered, f"{path} has no {option}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_options_that_documents_name_exist(document):
+    for words in _commands(document.read_text()):
+        _check(words)
+
+
+def test_commands_of_the_guides_are_found_and_wrong_ones_noticed():
+    found = [words for path in DOCUMENTS for words in _commands(path.read_text())]
+    assert len(found) > 40
+    for wrong in (["limits", "list"], ["limit", "sett"], ["price", "set", "m", "--inputs", "2"]):
+        with pytest.raises(AssertionError):
+            _check(wrong)
 
 
 def test_signature_check_of_the_operators_guide_takes_what_is_sent_and_nothing_else():
