@@ -11,8 +11,9 @@ from maas.store.database import Database
 from maas.store.ledger_tables import CounterRow
 from maas.store.limits import record_of
 from maas.store.money import from_nanos
+from maas.store.organizations import DEFAULT, find_or_add
 from maas.store.records import Limit, LimitScope
-from maas.store.tenancy_tables import ApiKeyRow, LimitRow, OrganizationRow, ProjectRow
+from maas.store.tenancy_tables import ApiKeyRow, LimitRow, ProjectRow
 from maas.store.webhook_tables import BudgetAlertRow
 from maas.store.webhooks import BUDGET_EVENT, enqueue
 
@@ -69,8 +70,8 @@ class BudgetAlerts:
                     "budget": f"{from_nanos(cap.amount):f}",
                     "spent": f"{from_nanos(used):f}",
                 }
-                for organization_id in _organizations_of(session, limit):
-                    enqueue(session, organization_id, BUDGET_EVENT, facts, now=now)
+                hearer = _organization_of(session, limit, now)
+                enqueue(session, hearer, BUDGET_EVENT, facts, now=now)
         return len(new)
 
 
@@ -80,15 +81,18 @@ def _cap_of(limit: Limit) -> Cap:
     return cap
 
 
-def _organizations_of(session: Session, limit: Limit) -> list[str]:
-    """Return who hears of a limit; a model's budget is everybody's."""
+def _organization_of(session: Session, limit: Limit, now: float) -> str:
+    """Return who hears of a limit.
+
+    What all tenants together spend on a model is nobody's business but the platform's own.
+    """
     match limit.scope:
         case LimitScope.ORGANIZATION:
-            return [limit.scope_id]
+            return limit.scope_id
         case LimitScope.MODEL:
-            return list(session.scalars(select(OrganizationRow.id)))
+            return find_or_add(session, DEFAULT, now).id
         case LimitScope.PROJECT:
             project_id = limit.scope_id
         case LimitScope.KEY:
             project_id = session.get_one(ApiKeyRow, limit.scope_id).project_id
-    return [session.get_one(ProjectRow, project_id).organization_id]
+    return session.get_one(ProjectRow, project_id).organization_id

@@ -1,10 +1,13 @@
 """Organisations, projects, people, keys and limits as the store keeps them."""
 
+import importlib
+import pkgutil
 from decimal import Decimal
 
 import pytest
 from sqlalchemy import text
 
+import maas.store
 from maas.core.errors import Conflict, InvalidRequest, MaasError, NotFound
 from maas.store.database import Database
 from maas.store.key_terms import KeyTerms
@@ -13,7 +16,43 @@ from maas.store.pages import Window
 from maas.store.projects import ProjectChange
 from maas.store.records import LimitScope, Priority, Role
 from maas.store.state import EXPIRED_KNOWN_S, StateReader, ensure_project
+from maas.store.tables import Base
 from maas.store.tenancy import open_tenancy
+
+
+# Tables that lead to a project or an organisation, by a column of their own or of what they point
+# at. Every other table must be one of the platform's: nothing in it is a tenant's own.
+OWNERS = {"project_id", "organization_id"}
+OF_THE_PLATFORM = {
+    "organizations",  # the tenants themselves
+    "aliases",  # names of models, which all tenants ask; so are prices
+    "prices",
+    "audit_head",
+    "revision",
+    "leases",
+    # Sums by the key of a limit, which names its owner; shown to nobody but as that limit.
+    "counters",
+    "grants",
+    "spenders",
+    "budget_alerts",
+}
+
+
+def test_every_row_of_every_table_belongs_to_a_tenant_or_to_the_platform():
+    for module in pkgutil.iter_modules(maas.store.__path__, "maas.store."):
+        importlib.import_module(module.name)
+    tables = Base.metadata.tables
+
+    def is_owned(name: str) -> bool:
+        table = tables[name]
+        return bool(OWNERS & set(table.columns.keys())) or any(
+            not column.nullable and is_owned(key.column.table.name)
+            for column in table.columns
+            for key in column.foreign_keys
+        )
+
+    unowned = {name for name in tables if not is_owned(name)}
+    assert unowned == OF_THE_PLATFORM
 
 
 @pytest.fixture
