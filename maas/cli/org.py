@@ -101,6 +101,25 @@ def users(org: OrgOption = DEFAULT, as_json: JsonFlag = False) -> None:
     emit({"users": [asdict(item) for item in found]}, as_json=as_json, render=render)
 
 
+@app.command("set-role")
+def set_role(
+    email: str,
+    role: Annotated[Role, typer.Argument(help="In the organisation.")],
+    org: OrgOption = DEFAULT,
+    as_json: JsonFlag = False,
+) -> None:
+    """Change a person's role in an organisation; the person's keys follow at once."""
+    store = opened()
+    organization, users = store.tenancy.organizations.find(org), store.tenancy.users
+    changed = users.modify(organization.id, users.find_by_email(organization.id, email).id, role)
+    wait_for_gateways(store)
+    emit(
+        asdict(changed),
+        as_json=as_json,
+        render=lambda console: console.print(f"{changed.email}  {changed.role}"),
+    )
+
+
 @app.command("remove-user")
 def remove_user(email: str, org: OrgOption = DEFAULT, as_json: JsonFlag = False) -> None:
     """Remove a person and revoke the person's keys."""

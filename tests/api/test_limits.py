@@ -220,6 +220,21 @@ def test_the_rest_of_the_tokens_is_true(tenant):
     assert int(tenant.ask().headers["x-ratelimit-remaining-tokens"]) == 52
 
 
+def test_what_waits_and_is_open_is_in_the_metrics(tenant):
+    def metric(name: str) -> float:
+        page = httpx.get(f"{tenant.gateway.metrics_url}/metrics").text
+        (line,) = [line for line in page.splitlines() if line.startswith(name)]
+        return float(line.rpartition(" ")[2])
+
+    body = {**ASK, "prompt": "slow", "stream": True}
+    with tenant.client.stream("POST", "/v1/completions", json=body):
+        assert metric("maas_open_reservations ") == 1
+        assert metric('maas_queued_requests{model="tiny"}') == 0
+    tenant.charges(1)
+    assert metric("maas_open_reservations ") == 0
+    assert metric("maas_unposted_charges ") == 0
+
+
 def test_requests_a_minute(tenant):
     tenant.limit(requests_per_minute=3)
     answers = [tenant.ask() for _ in range(5)]

@@ -58,6 +58,27 @@ def test_files_that_documents_name_exist(document):
     assert missing == []
 
 
+def test_every_metric_is_in_the_operators_guide_and_no_other():
+    text = (REPOSITORY / "docs" / "operators.md").read_text()
+    section = text.partition("## Metrics")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    named: set[str] = set()
+    for row in rows:
+        first, *others = re.findall(r"`(\w+)`", row)
+        stem = first.rpartition("_")[0] if others else ""
+        named |= {first, *(stem + other for other in others)}
+    source = (REPOSITORY / "maas/gateway/relay/metering.py").read_text()
+    pattern = r'(Counter|Histogram|Gauge)MetricFamily\(\s*"(maas_\w+)"'
+    written = {
+        f"{name}_total" if kind == "Counter" else name for kind, name in re.findall(pattern, source)
+    }
+    gauges = re.search(r"for name, text in \((.*?)\n            \)", source, re.DOTALL)
+    assert gauges is not None
+    written |= {f"maas_replica_{name}" for name in re.findall(r'\("(\w+)", "', gauges[1])}
+    assert len(written) > 10
+    assert named == written
+
+
 def _commands(text: str) -> Iterator[list[str]]:
     """Yield the words of every ``maas`` command in a document's blocks and code spans."""
     text = text.replace("\\\n", " ")

@@ -66,6 +66,36 @@ def test_key_of_a_user_has_no_scopes_of_its_own(maas):
     assert maas("key", "list")["keys"][0]["revoked_at"] is not None
 
 
+def test_person_gets_another_role_in_organisation_and_project(maas):
+    user = maas("org", "add-user", "a@example.org", "--role", "viewer")
+    assert maas("org", "set-role", "a@example.org", "owner")["role"] == "owner"
+    assert maas("org", "users")["users"][0]["role"] == "owner"
+    for role in ("developer", "billing"):
+        member = maas("project", "set-user", "default", "a@example.org", "--role", role)
+        assert (member["user_id"], member["role"]) == (user["id"], role)
+    key = maas("key", "create", "--name", "k", "--user", "a@example.org")
+    assert maas("project", "remove-user", "default", "a@example.org")["deleted"]
+    assert key["id"] in {item["id"] for item in maas("key", "list")["keys"] if item["revoked_at"]}
+    maas("org", "create", "acme")
+    with pytest.raises(MaasError, match="has no user"):
+        maas("org", "set-role", "a@example.org", "viewer", "--org", "acme")
+
+
+def test_service_account_comes_with_a_key_and_takes_it_along(maas):
+    made = maas("project", "add-account", "default", "robot", "--role", "viewer")
+    assert made["key"].startswith(f"sk-maas-{made['key_id']}-")
+    (listed,) = maas("project", "accounts", "default")["service_accounts"]
+    assert (listed["id"], listed["role"]) == (made["id"], "viewer")
+    second = maas("key", "create", "--name", "second", "--service-account", made["id"])
+    assert (second["service_account_id"], second["scopes"]) == (made["id"], [])
+    maas("project", "create", "shop")
+    with pytest.raises(MaasError, match=made["id"]):
+        maas("project", "remove-account", "shop", made["id"])
+    assert maas("project", "remove-account", "default", made["id"])["deleted"]
+    assert maas("project", "accounts", "default")["service_accounts"] == []
+    assert all(key["revoked_at"] for key in maas("key", "list")["keys"])
+
+
 def test_keys_are_listed_by_project(maas):
     maas("project", "create", "shop")
     maas("key", "create", "--name", "one")

@@ -19,7 +19,6 @@ from maas.store.state import EXPIRED_KNOWN_S, StateReader, ensure_project
 from maas.store.tables import Base
 from maas.store.tenancy import open_tenancy
 
-
 # Tables that lead to a project or an organisation, by a column of their own or of what they point
 # at. Every other table must be one of the platform's: nothing in it is a tenant's own.
 OWNERS = {"project_id", "organization_id"}
