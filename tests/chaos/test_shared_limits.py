@@ -75,6 +75,30 @@ def test_a_budget_holds_over_two_gateways_in_total(site):
         site.wait(lambda: _spent(site) == budget, "the journal")
 
 
+def test_a_budget_holds_over_two_gateways_while_the_leading_controller_is_killed(site):
+    for start in (site.start_gateway, site.start_controller):
+        start()
+        start()
+    with fake_engine() as engine:
+        site.serve(engine)
+        before = set(site.deploy(3))
+        site.wait(lambda: before <= site.running(), "a leader")
+        already = len(engine.requests)
+        budget = _price_and_budget(site, 100)
+        killed = site.leader()
+        killer = threading.Timer(0.3, killed.kill)
+        killer.start()
+        statuses = asyncio.run(_race(site, 1000))
+        killer.join()
+        after = set(site.deploy(3))
+        site.wait(lambda: after <= site.running(), "the other controller")
+        assert site.leader().pid != killed.pid
+        # No answer of an engine is lost to a change of leaders, and not one is too many.
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) == len(engine.requests) - already == 100
+        site.wait(lambda: _spent(site) == budget, "the journal")
+
+
 def test_a_budget_holds_while_gateways_are_killed(site):
     site.start_gateway()
     site.start_gateway()

@@ -4,14 +4,22 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import func, select
 
 from maas.core.errors import LimitExceeded, StoreUnavailable
@@ -29,6 +37,8 @@ from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
 from maas.store.money import from_nanos, to_nanos
 from tests.conftest import MovableClock
 
+# Makes a store of its own for each run.
+Stores = Callable[[Path], contextlib.AbstractContextManager[str]]
 PAYER = Payer("org-1", "proj-1", "key-1")
 PRICE = Price("price-1", "m", "default", "USD", Rates(Decimal(1000), Decimal(1000), Decimal(1000)))
 BUDGET = Decimal("0.5")
@@ -63,11 +73,11 @@ class LedgerMachine(RuleBasedStateMachine):
     spenders = Bundle("spenders")
     held = Bundle("held")
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.database = Database(f"sqlite:///{self.folder / 'maas.db'}")
-        self.database.migrate()
+        self.store = contextlib.ExitStack()
+        self.database = Database(self.store.enter_context(stores(self.folder)))
         self.clock = MovableClock()
         self.books = FlakyBooks(self.database, self.clock)
         self.runner = asyncio.Runner()
@@ -96,6 +106,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner.close()
         self.patch.undo()
         self.database.close()
+        self.store.close()
         shutil.rmtree(self.folder)
 
     @rule(target=spenders)
@@ -205,11 +216,35 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert counter.used == sum(row.input_tokens + row.output_tokens for row in rows)
 
 
-with contextlib.suppress(AttributeError):
-    TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(
-    max_examples=40,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+@contextlib.contextmanager
+def _sqlite(folder: Path) -> Iterator[str]:
+    url = f"sqlite:///{folder / 'maas.db'}"
+    database = Database(url)
+    database.migrate()
+    database.close()
+    yield url
+
+
+@pytest.mark.parametrize(("kind", "num_examples"), [("sqlite", 40), ("postgres", 15)])
+def test_ledger_driven_at_random_keeps_its_promises(kind, num_examples, request):
+    phases = set(Phase)
+    if kind == "sqlite":
+        stores: Stores = _sqlite
+    else:
+        # What fails on both is made smaller there, and faster.
+        phases.remove(Phase.shrink)
+        server = request.getfixturevalue("postgres")
+
+        def stores(_: Path) -> contextlib.AbstractContextManager[str]:
+            return server.migrated()
+
+    run_state_machine_as_test(
+        lambda: LedgerMachine(stores),
+        settings=settings(
+            max_examples=num_examples,
+            stateful_step_count=30,
+            deadline=None,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
