@@ -404,6 +404,30 @@ def test_usage_is_told_apart_by_whatever_openai_offers(tenant):
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "group_by")
 
 
+def test_usage_and_costs_are_what_the_sdk_expects(tenant):
+    tenant.ask()
+    tenant.charges(1)
+    assert _usage(tenant).status_code == 200  # makes the key that may ask
+    ask = {"start_time": int(time.time()) - 60, "project_ids": [tenant.project.id]}
+    base = f"{tenant.gateway.url}/v1"
+    with OpenAI(base_url=base, api_key="none", admin_api_key=tenant.admin) as client:
+        usage = client.admin.organization.usage
+        groups = ["project_id", "user_id", "api_key_id", "model", "batch", "service_tier"]
+        page = usage.completions(**ask, group_by=groups, bucket_width="1m")
+        (result,) = [result for bucket in page.data for result in bucket.results]
+        assert (result.num_model_requests, result.input_tokens, result.output_tokens) == (1, 5, 7)
+        assert (result.input_cached_tokens, result.model, result.batch) == (3, "tiny", False)
+        assert (result.project_id, result.service_tier) == (tenant.project.id, "default")
+        groups = ["project_id", "user_id", "api_key_id", "line_item"]
+        page = usage.costs(**ask, group_by=groups, bucket_width="1d")
+        (cost,) = [result for bucket in page.data for result in bucket.results]
+        assert (cost.amount.value, cost.amount.currency) == (0.012, "usd")
+        assert (cost.line_item, cost.project_id) == ("tiny", tenant.project.id)
+        for kind in (usage.embeddings, usage.moderations):
+            page = kind(**ask)
+            assert [result for bucket in page.data for result in bucket.results] == []
+
+
 @pytest.mark.parametrize(("width", "seconds"), [("1m", 60), ("1h", 3600), ("1d", 86_400)])
 def test_usage_comes_in_pages_of_buckets(tenant, width, seconds):
     tenant.ask()

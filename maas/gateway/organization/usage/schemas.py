@@ -36,6 +36,7 @@ class CostsResult(BaseModel):
     amount: Money
     line_item: str | None = None
     project_id: str | None = None
+    user_id: str | None = None
     api_key_id: str | None = None
 
 

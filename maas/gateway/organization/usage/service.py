@@ -23,7 +23,7 @@ ENDPOINTS: Mapping[str, tuple[str, ...]] = {
     "fine_tuning": ("/v1/fine_tuning/jobs",),
 }
 _USAGE_GROUPS = {"project_id", "user_id", "api_key_id", "model", "batch", "service_tier"}
-_COST_GROUPS = {"project_id", "api_key_id", "line_item"}
+_COST_GROUPS = {"project_id", "user_id", "api_key_id", "line_item"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def read_costs(reader: UsageReader, organization_id: str, question: Question) ->
             amount=amount,
             line_item=row.groups.get("model"),
             project_id=row.groups.get("project_id"),
+            user_id=row.groups.get("user_id"),
             api_key_id=row.groups.get("api_key_id"),
         )
 
