@@ -20,8 +20,8 @@ MACHINE = Machine(
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return Settings(home=tmp_path)
+def settings(tmp_path, empty_store_url):
+    return Settings(home=tmp_path, database_url=empty_store_url)
 
 
 @pytest.fixture

@@ -50,6 +50,31 @@ async def test_a_request_is_admitted_and_charged_once(desks, database):
     assert _counter(database, Metric.MONTHLY_BUDGET)[0] == to_nanos(Decimal("0.015"))
 
 
+async def test_the_store_is_asked_for_slices_and_not_for_requests(desks, database, monkeypatch):
+    desk = await desks(budget("1000"), Cap(Metric.CONCURRENT_REQUESTS, PROJECT, 100))
+    desk.finish(await desk.ask())
+    num_transactions = 0
+
+    def counted(open_transaction):
+        def begin(*arguments, **options):
+            nonlocal num_transactions
+            num_transactions += 1
+            return open_transaction(*arguments, **options)
+
+        return begin
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(database, name, counted(getattr(database, name)))
+    for _ in range(1000):
+        desk.finish(await desk.ask())
+    # What is due twice a second may have come meanwhile, once or twice.
+    assert num_transactions < 10
+    await desk.spender.flush()
+    monkeypatch.undo()
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(JournalRow)) == 1001
+
+
 async def test_requests_a_minute_hold_and_come_back_with_the_next_minute(desks, clock):
     desk = await desks(RPM)
     for _ in range(5):
