@@ -23,6 +23,7 @@ from maas.ledger.tariff import DEFAULT_TIER, Tariff
 app = typer.Typer(help="Prices: list, set, reset.", no_args_is_help=True)
 
 _MOST = Decimal(10**6)
+_PER_MILLION = "Of a million tokens."
 
 
 class Tier(StrEnum):
@@ -135,10 +136,14 @@ def _option_of(name: str) -> str:
 @app.command("set")
 def set_price(  # noqa: PLR0913 - a command line has as many options as it has
     model: _ModelArgument,
-    input_per_million: Annotated[str | None, typer.Option("--input")] = None,
-    cached_input_per_million: Annotated[str | None, typer.Option("--cached-input")] = None,
-    output_per_million: Annotated[str | None, typer.Option("--output")] = None,
-    training_per_million: Annotated[str | None, typer.Option("--training")] = None,
+    input_per_million: Annotated[str | None, typer.Option("--input", help=_PER_MILLION)] = None,
+    cached_input_per_million: Annotated[
+        str | None, typer.Option("--cached-input", help=_PER_MILLION)
+    ] = None,
+    output_per_million: Annotated[str | None, typer.Option("--output", help=_PER_MILLION)] = None,
+    training_per_million: Annotated[
+        str | None, typer.Option("--training", help=_PER_MILLION)
+    ] = None,
     gpu_second: Annotated[str | None, typer.Option(help="One accelerator, one second.")] = None,
     storage_gib_month: Annotated[
         str | None, typer.Option("--storage", help="A gibibyte kept for 30 days.")
