@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from decimal import Decimal
 
 import httpx
@@ -18,13 +20,15 @@ from maas.ledger.tariff import Tariff
 from maas.store.key_terms import KeyTerms
 from maas.store.ledger_tables import JournalRow
 from maas.store.limits import LimitKey
-from maas.store.records import LimitScope, Role
+from maas.store.projects import ProjectChange
+from maas.store.records import LimitScope, Priority, Role
 from tests.fakes.engine import fake_engine
 
 # A thousandth of a unit each token. The fake engine counts 5 in, 7 out; of a prompt that comes as
 # tokens, as many are reserved.
 PRICE = Decimal(1000)
 COST = Decimal("0.012")
+SLOW = {"prompt": "slow"}
 ASK = {"model": "tiny", "prompt": [1, 2, 3, 4, 5], "max_tokens": 7}
 
 
@@ -233,6 +237,46 @@ def test_what_waits_and_is_open_is_in_the_metrics(tenant):
     tenant.charges(1)
     assert metric("maas_open_reservations ") == 0
     assert metric("maas_unposted_charges ") == 0
+
+
+def test_a_full_deployment_takes_online_before_batch_which_pays_its_own_price(gateway):
+    store = gateway.store
+    tariff = Tariff(store.database, store.clock)
+    for tier, factor in (("default", 2), ("batch", 1)):
+        rates = Rates(PRICE * factor, PRICE * factor, PRICE * factor)
+        tariff.override("full", rates, tier=tier, currency="USD")
+    with fake_engine() as engine, new_tenant(gateway) as online, new_tenant(gateway) as batch:
+        deployment = gateway.deploy(engine, model="full")
+        (lease,) = [item for item in store.replicas.live() if item.deployment_id == deployment.id]
+        store.replicas.publish(replace(lease, max_num_seqs=1))
+        store.tenancy.projects.modify(batch.project.id, ProjectChange(priority=Priority.BATCH))
+        gateway.wait_seen()
+        with ThreadPoolExecutor(3) as clients:
+            body = {**ASK, "model": "full", "stream": True}
+            first = clients.submit(online.client.post, "/v1/completions", json={**body, **SLOW})
+            _until(lambda: len(engine.requests) == 1)
+            asked = []
+            for number, (tenant, prompt) in enumerate(((batch, [1]), (online, [2])), start=1):
+                asked.append(clients.submit(tenant.ask, model="full", prompt=prompt))
+                _until(lambda number=number: _num_queued(gateway, "full") == number)
+            assert [answer.result().status_code for answer in (first, *asked)] == [200] * 3
+        assert [request["prompt"] for request in engine.requests] == ["slow", [2], [1]]
+        (row,) = batch.charges(1)
+        assert (row.tier, row.amount) == ("batch", COST)
+        assert {(row.tier, row.amount) for row in online.charges(2)} == {("default", 2 * COST)}
+
+
+def _until(is_done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _num_queued(gateway, model: str) -> int:
+    page = httpx.get(f"{gateway.metrics_url}/metrics").text
+    lines = [line for line in page.splitlines() if line.startswith("maas_queued_requests{")]
+    return sum(int(float(line.split()[-1])) for line in lines if f'"{model}"' in line)
 
 
 def test_requests_a_minute(tenant):
