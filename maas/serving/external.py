@@ -54,5 +54,7 @@ async def publish_external(
         state=ReplicaState.READY,
         started_at=deployment.created_at,
         expires_at=now + _LEASE_TTLS * lease_ttl_s,
+        # Only the operator knows; without it nobody's requests wait for their turn.
+        max_num_seqs=int(deployment.options.get("max_num_seqs") or 0),
     )
     await asyncio.to_thread(replicas.publish, lease)
