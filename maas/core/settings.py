@@ -74,9 +74,9 @@ class StoreSettings(_Section):
     connect_timeout_s: int = Field(default=5, ge=2)
     """Seconds to wait for a connection to PostgreSQL."""
     statement_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds one statement may take, and a transaction may stand idle, before it is ended."""
+    """Seconds one statement may take before it is ended."""
     lock_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a change waits for the changes before it."""
+    """Seconds a change waits for those before it; one that stands still for half of it ends."""
     num_backups: int = Field(default=5, gt=0)
     """Copies of a SQLite store that are kept in ``home``/backups; one is made before an upgrade."""
 

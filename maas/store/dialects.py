@@ -159,12 +159,12 @@ class PostgresDialect:
         self.clock_offset_s = row[0] - (asked_at + time.monotonic()) / 2
 
     def _session_options(self) -> str:
-        statement_ms = round(self._settings.statement_timeout_s * 1000)
+        lock_ms = round(self._settings.lock_timeout_s * 1000)
         options = {
-            "statement_timeout": statement_ms,
-            "lock_timeout": round(self._settings.lock_timeout_s * 1000),
-            # A process that stands still in a transaction must not stop all others for ever.
-            "idle_in_transaction_session_timeout": statement_ms,
+            "statement_timeout": round(self._settings.statement_timeout_s * 1000),
+            "lock_timeout": lock_ms,
+            # A process that stands still in a transaction loses it before those who wait give up.
+            "idle_in_transaction_session_timeout": lock_ms // 2,
             # The same, for a client whose machine is gone.
             "tcp_keepalives_idle": 10,
             "tcp_keepalives_interval": 5,

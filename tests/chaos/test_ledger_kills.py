@@ -22,10 +22,9 @@ NUM_AT_ONCE = 2
 def _start(database, folder, number: int, outputs: list):
     outputs.append(folder / f"{number}.out")
     command = [sys.executable, "-m", "tests.chaos.ledger_worker"]
+    url = database.engine.url.render_as_string(hide_password=False)
     with outputs[-1].open("wb") as output:
-        return subprocess.Popen(
-            [*command, database.url, str(folder / "wal"), f"gw-{number}"], stdout=output
-        )
+        return subprocess.Popen([*command, url, str(folder / "wal"), f"gw-{number}"], stdout=output)
 
 
 def _acknowledged(outputs) -> dict[str, Decimal]:
