@@ -6,6 +6,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from maas.bootstrap import Store, open_store, resolve_settings
 from maas.store.actor import Actor
@@ -47,7 +48,15 @@ def find_project(store: Store, named: str, org: str = DEFAULT) -> Project:
 
 
 def wait_for_gateways(store: Store) -> None:
-    """Return when every running gateway knows of the change, so that scripts can go on."""
+    """Return when every running gateway knows of the change, so that scripts can go on.
+
+    One that stands still is not waited for forever; that is said.
+    """
     deadline = time.monotonic() + _GATEWAYS_TIMEOUT_S
-    while not store.leases.are_gateways_current() and time.monotonic() < deadline:
+    while not store.leases.are_gateways_current():
+        if time.monotonic() >= deadline:
+            Console(stderr=True, highlight=False).print(
+                "maas: a gateway has not seen this change yet; its log may say why", soft_wrap=True
+            )
+            return
         time.sleep(0.02)

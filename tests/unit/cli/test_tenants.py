@@ -5,6 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from maas.bootstrap import open_store, resolve_settings
+from maas.cli import tenants
 from maas.cli.durations import parse_duration
 from maas.cli.main import app
 from maas.core.errors import ConfigError, MaasError
@@ -94,6 +96,16 @@ def test_service_account_comes_with_a_key_and_takes_it_along(maas):
     assert maas("project", "remove-account", "default", made["id"])["deleted"]
     assert maas("project", "accounts", "default")["service_accounts"] == []
     assert all(key["revoked_at"] for key in maas("key", "list")["keys"])
+
+
+def test_gateway_that_has_not_seen_a_revocation_is_spoken_of(maas, monkeypatch):
+    monkeypatch.setattr(tenants, "_GATEWAYS_TIMEOUT_S", 0.1)
+    key = maas("key", "create", "--name", "k")
+    store = open_store(resolve_settings())
+    runner = CliRunner()
+    assert "gateway" not in runner.invoke(app, ["key", "revoke", key["id"]]).stderr
+    assert store.leases.acquire("gateway/gw-1", "gw-1", ttl_s=60, revision=0)
+    assert "has not seen" in runner.invoke(app, ["key", "revoke", key["id"]]).stderr
 
 
 def test_keys_are_listed_by_project(maas):
