@@ -136,6 +136,21 @@ def test_chat_and_responses_are_limited_and_charged_alike(tenant, route, body):
     assert counted["num_model_requests"] == 1
 
 
+def test_embeddings_are_charged_by_what_goes_in(gateway, tenant):
+    rates = Rates(PRICE, PRICE, PRICE)
+    tariff = Tariff(gateway.store.database, gateway.store.clock)
+    tariff.override("vectors", rates, tier="default", currency="USD")
+    with fake_engine() as engine:
+        gateway.deploy(engine, model="vectors", capabilities={"embeddings": True})
+        answer = tenant.client.post("/v1/embeddings", json={"model": "vectors", "input": ["a"]})
+        assert answer.headers["x-maas-cost"] == "0.002000000 USD"
+        (row,) = tenant.charges(1)
+    assert (row.input_tokens, row.output_tokens, row.exactness) == (2, 0, "exact")
+    (counted,) = _results(_usage(tenant, "usage/embeddings"))
+    assert (counted["num_model_requests"], counted["input_tokens"]) == (1, 2)
+    assert _results(_usage(tenant)) == []
+
+
 def test_what_was_used_keeps_its_price_when_prices_change(gateway, tenant):
     with fake_engine() as engine:
         gateway.deploy(engine, model="repriced")
