@@ -72,7 +72,7 @@ def delete_key(who: ProjectAuthority, key_id: str) -> None:
         PermissionDenied: It may do more than the one that asks.
         NotFound: The project has no such key.
     """
-    who.check_may_grant(who.project, terms_of(_find(who, key_id)))
+    who.check_may_revoke(who.project, terms_of(_find(who, key_id)))
     who.tenancy.keys.revoke(key_id, project_id=who.project.id)
 
 
