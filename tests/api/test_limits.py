@@ -398,3 +398,22 @@ def test_usage_comes_in_pages_of_buckets(tenant, width, seconds):
     for limit in (0, -1, 100_000):
         refused = _usage(tenant, **ask, limit=limit)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limit")
+
+
+def test_an_alias_has_no_limit_of_its_own_that_would_never_count(tenant):
+    gateway = tenant.gateway
+    gateway.store.aliases.point("quick", "tiny")
+    _, admin = gateway.store.keys.create(
+        project_id=tenant.project.id, name="admin", scopes=("admin",)
+    )
+    gateway.wait_seen()
+    headers = {"Authorization": f"Bearer {admin}"}
+    path = f"/v1/organization/projects/{tenant.project.id}/rate_limits"
+    listed = tenant.client.get(path, headers=headers).json()["data"]
+    assert {"tiny"} <= {item["model"] for item in listed} <= {"*", "tiny"}
+    body = {"max_requests_per_1_minute": 0}
+    refused = tenant.client.post(f"{path}/rl-quick", json=body, headers=headers)
+    assert refused.status_code == 400
+    assert "'tiny'" in refused.json()["error"]["message"]
+    assert tenant.client.post(f"{path}/rl-tiny", json=body, headers=headers).status_code == 200
+    assert tenant.ask(model="quick").status_code == 429
