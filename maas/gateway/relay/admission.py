@@ -258,7 +258,7 @@ def quantity_of(usage: Usage) -> Quantity:
     return Quantity(
         num_requests=1,
         input_tokens=usage.prompt_tokens,
-        cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
+        cached_tokens=min(details.cached_tokens or 0, usage.prompt_tokens) if details else 0,
         output_tokens=usage.completion_tokens or 0,
     )
 
