@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 
@@ -48,7 +49,7 @@ def is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and not is_translated
 
 
-def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+def _public_socket(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
     """Return a socket to an address, which is looked at in the form it is connected to.
 
     A host that is an address is never resolved, and may be written in ways that only become one
