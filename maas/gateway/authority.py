@@ -94,6 +94,15 @@ class Authority:
         if not permissions <= self.permissions | {Permission.INFERENCE}:
             raise PermissionDenied("that would be able to do more than your key; ask an owner")
 
+    def check_may_weigh(self, weight: int | None) -> None:
+        """Check that nobody gives itself more of the engines than others have.
+
+        Raises:
+            PermissionDenied: It is more than a tenant may take.
+        """
+        if weight is not None and weight > 1 and not self.access.is_operator:
+            raise PermissionDenied("only the operator gives a project more than weight 1")
+
     def _granted(self, project: Project, terms: KeyTerms) -> frozenset[Permission]:
         if terms.user_id is not None:
             return OF_ROLE[self.tenancy.users.get(project.organization_id, terms.user_id).role]
