@@ -131,9 +131,9 @@ def _render_fit(console: Console, report: FitReport, machine: Machine, num_repli
     console.print(table)
     if report.fits:
         times = f", {num_replicas} times" if num_replicas > 1 else ""
-        console.print(f"[bold green]it fits[/]{times}")
+        console.print(f"it fits{times}", style="bold green")
         return
-    console.print(f"[bold red]it does not fit[/]: {report.reason}", soft_wrap=True)
+    console.print(f"it does not fit: {report.reason}", style="bold red", soft_wrap=True)
     for line in report.advice:
         console.print(f"  - {line}", soft_wrap=True)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from maas.core.errors import MaasError
 
@@ -24,12 +25,13 @@ def emit(result: Mapping[str, Any], *, as_json: bool, render: Callable[[Console]
     if as_json:
         sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")
     else:
-        render(Console())
+        # Names are tenants' own: nothing in them is markup.
+        render(Console(markup=False))
 
 
 def fail(error: MaasError) -> typer.Exit:
     """Print one clear line and return the exit to raise."""
     Console(stderr=True, highlight=False).print(
-        f"[bold red]maas: {error.code}:[/] {error.message}", soft_wrap=True
+        f"[bold red]maas: {error.code}:[/] {escape(error.message)}", soft_wrap=True
     )
     return typer.Exit(code=1)

@@ -59,9 +59,10 @@ def _hours(text: str) -> tuple[int, int] | None:
     if text == "none":
         return None
     match = re.fullmatch(r"(\d{1,2})-(\d{1,2})", text, re.ASCII)
-    if match is None or int(match[1]) > 23 or int(match[2]) > 24 or match[1] == match[2]:
+    first, end = (int(match[1]), int(match[2])) if match is not None else (0, 0)
+    if first == end or first > 23 or end > 24:
         raise ConfigError(f"--off-peak-hours {text!r}: want hours of UTC such as 22-6, or none")
-    return int(match[1]), int(match[2])
+    return first, end
 
 
 def _currency(text: str) -> str:

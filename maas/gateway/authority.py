@@ -15,9 +15,10 @@ from maas.gateway.relay.app import Relay
 from maas.gateway.relay.http import request_id_of
 from maas.gateway.relay.key_access import KeyAccess
 from maas.store.actor import Actor, act_as
-from maas.store.key_terms import KeyTerms
+from maas.store.key_terms import KeyTerms, loosened
+from maas.store.keys import terms_of
 from maas.store.records import Project
-from maas.store.roles import OF_ROLE, OF_SCOPE, Permission
+from maas.store.roles import ADMIN_SCOPE, OF_ROLE, OF_SCOPE, Permission
 from maas.store.tenancy import Tenancy
 
 ORGANIZATION_HEADER = "openai-organization"
@@ -43,8 +44,40 @@ class Authority:
         Raises:
             PermissionDenied: It could.
         """
+        self.check_may_revoke(project, terms)
+        if self.access.is_operator or terms.user_id in {None, self.access.key.user_id}:
+            return
+        # A user's key reaches past its project: into the organisation, by the role there.
+        wide = self.access.everywhere | self.access.organization_permissions
+        if not self._granted(project, terms) <= wide | {Permission.INFERENCE}:
+            raise PermissionDenied("only an owner of the organisation makes that user's keys")
+
+    def check_is_restricted_alike(self, terms: KeyTerms) -> None:
+        """Check that a key on these terms is restricted at least as this one is.
+
+        Raises:
+            InvalidRequest: They make no sense.
+            PermissionDenied: It is not.
+        """
         if self.access.is_operator:
             return
+        wanted = terms.checked(self.tenancy.clock.now())
+        looser = loosened(terms_of(self.access.key), wanted)
+        if looser is not None:
+            raise PermissionDenied(
+                f"your key is restricted in {looser}, and a key that it makes must be too"
+            )
+
+    def check_may_revoke(self, project: Project, terms: KeyTerms) -> None:
+        """Check that a key on these terms can do no more in its project than this one.
+
+        Raises:
+            PermissionDenied: It could.
+        """
+        if self.access.is_operator:
+            return
+        if ADMIN_SCOPE in terms.scopes:
+            raise PermissionDenied("only the operator handles the operator's keys")
         is_other = terms.user_id is not None and terms.user_id != self.access.key.user_id
         if is_other and Permission.MEMBERS not in self.permissions:
             raise PermissionDenied("only an owner handles the keys of another user")
@@ -60,6 +93,15 @@ class Authority:
         """
         if not permissions <= self.permissions | {Permission.INFERENCE}:
             raise PermissionDenied("that would be able to do more than your key; ask an owner")
+
+    def check_may_weigh(self, weight: int | None) -> None:
+        """Check that nobody gives itself more of the engines than others have.
+
+        Raises:
+            PermissionDenied: It is more than a tenant may take.
+        """
+        if weight is not None and weight > 1 and not self.access.is_operator:
+            raise PermissionDenied("only the operator gives a project more than weight 1")
 
     def _granted(self, project: Project, terms: KeyTerms) -> frozenset[Permission]:
         if terms.user_id is not None:

@@ -168,7 +168,13 @@ class ControlWrites:
             )
         key = self._relay.identify(scope).key
         asked = b"\0".join(
-            (scope.get("query_string", b""), header(scope, b"openai-organization"), body)
+            (
+                # The whole of it: the column below holds its start.
+                scope["path"].encode(errors="surrogatepass"),
+                scope.get("query_string", b""),
+                header(scope, b"openai-organization"),
+                body,
+            )
         )
         return IdempotentRequest(
             project_id=key.project_id,

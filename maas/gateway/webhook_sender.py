@@ -7,17 +7,16 @@ a gateway must not be made to talk to what stands beside it.
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import hmac
 import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import DefaultResolver
 
 from maas.core.clock import Clock
 from maas.core.errors import MaasError
@@ -39,28 +38,30 @@ def signature(secret: str, delivery_id: str, timestamp: int, body: str) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
+# An IPv4 address of any kind can be written in these (NAT64, 6to4, IPv4-compatible).
+_TRANSLATED = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "::/96"))
+
+
 def is_public(address: str) -> bool:
     """Say whether an IP address is one of the public internet."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_global
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    is_translated = any(parsed in network for network in _TRANSLATED)
+    return parsed.is_global and not parsed.is_multicast and not is_translated
 
 
-class _PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only: what is checked is what is connected to."""
+def _public_socket(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
+    """Return a socket to an address, which is looked at in the form it is connected to.
 
-    def __init__(self) -> None:
-        self._resolver = DefaultResolver()
+    A host that is an address is never resolved, and may be written in ways that only become one
+    on the way here (digits of another script).
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        public = [result for result in found if is_public(result["host"])]
-        if not public:
-            raise OSError(_FORBIDDEN)
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
+    Raises:
+        PermissionError: The address is not a public one.
+    """
+    family, kind, protocol, _, target = address
+    if not is_public(str(target[0])):
+        raise PermissionError(errno.EACCES, _FORBIDDEN)
+    return socket.socket(family, kind, protocol)
 
 
 class WebhookSender:
@@ -99,8 +100,8 @@ class WebhookSender:
                 await self._task
 
     async def _run(self) -> None:
-        resolver = None if self._allows_private else _PublicResolver()
-        connector = aiohttp.TCPConnector(resolver=resolver, limit=16)
+        make_socket = None if self._allows_private else _public_socket
+        connector = aiohttp.TCPConnector(socket_factory=make_socket, limit=16)
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT) as client:
             while True:
                 await asyncio.sleep(_LOOK_EVERY_S)
@@ -113,7 +114,8 @@ class WebhookSender:
     async def _deliver(self, client: aiohttp.ClientSession, delivery: Delivery) -> None:
         try:
             error = await self._send(client, delivery)
-        except (OSError, aiohttp.ClientError, TimeoutError, MaasError) as failure:
+        # A host that no resolver takes is a ValueError, from deep below.
+        except (OSError, ValueError, aiohttp.ClientError, MaasError) as failure:
             error = str(failure) or type(failure).__name__
         if error is not None:
             log.warning("webhook %s was not delivered: %s", delivery.id, error)
@@ -121,8 +123,6 @@ class WebhookSender:
 
     async def _send(self, client: aiohttp.ClientSession, delivery: Delivery) -> str | None:
         """Send once; return what went wrong."""
-        if not self._allows_private and not _may_be_public(delivery.url):
-            return _FORBIDDEN
         now = int(self._clock.now())
         secret = self._unseal(delivery.secret)
         headers = {
@@ -136,12 +136,3 @@ class WebhookSender:
             delivery.url, data=delivery.body, headers=headers, allow_redirects=False
         ) as answer:
             return None if 200 <= answer.status < 300 else f"it answered {answer.status}"
-
-
-def _may_be_public(url: str) -> bool:
-    """Say whether a URL's host is a name, or a public address: names are checked when resolved."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return is_public(host)
-    except ValueError:
-        return True

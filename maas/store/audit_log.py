@@ -121,6 +121,9 @@ class AuditLog:
         # What is written while we read is not looked at: the head was read first.
         entries = (entry for entry in self._entries(AuditFilter()) if entry.seq <= known[0])
         faults = tuple(_first(find_faults(entries, known), MAX_FAULTS))
+        if not faults and num_entries != known[0]:
+            # Before the first entry or after the last one, where no hash leads.
+            faults = (f"the log has {num_entries} entries, but {known[0]} were written",)
         return Verdict(not faults, num_entries, *known, faults)
 
     def holds(self, entry_hash: str) -> bool:

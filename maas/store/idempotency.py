@@ -17,7 +17,7 @@ class IdempotentRequest:
 
     Attributes:
         key: As the client chose it.
-        body_hash: Of query and body.
+        body_hash: Of path, query, organisation and body.
     """
 
     project_id: str

@@ -1,6 +1,9 @@
 """What a key is for: whose it is, what it may ask, from where and until when."""
 
 import ipaddress
+import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from maas.core.errors import InvalidRequest
@@ -55,6 +58,43 @@ class KeyTerms:
             endpoints=tuple(_endpoint(path) for path in self.endpoints),
             networks=tuple(_network(text) for text in self.networks),
         )
+
+
+def loosened(own: KeyTerms, wanted: KeyTerms) -> str | None:
+    """Return the first restriction of some terms that others do not have; none where they all do.
+
+    Args:
+        own: The terms that restrict.
+        wanted: Others, ``checked``.
+    """
+    ends_at = math.inf if wanted.expires_at is None else wanted.expires_at
+    holds = {
+        "models": _all_within(wanted.models, own.models, operator.eq),
+        "endpoints": _all_within(wanted.endpoints, own.endpoints, is_below),
+        "networks": _all_within(wanted.networks, own.networks, _is_part),
+        "expires_at": own.expires_at is None or ends_at <= own.expires_at,
+    }
+    return next((name for name, is_kept in holds.items() if not is_kept), None)
+
+
+def is_below(route: str, path: str) -> bool:
+    """Say whether a route is a path, or below it."""
+    return route == path or route.startswith(f"{path}/")
+
+
+def _all_within(
+    wanted: Sequence[str], own: Sequence[str], is_within: Callable[[str, str], bool]
+) -> bool:
+    if not own:
+        return True
+    return bool(wanted) and all(any(is_within(item, mine) for mine in own) for item in wanted)
+
+
+def _is_part(network: str, whole: str) -> bool:
+    part, of = ipaddress.ip_network(network), ipaddress.ip_network(whole)
+    if isinstance(part, ipaddress.IPv4Network):
+        return isinstance(of, ipaddress.IPv4Network) and part.subnet_of(of)
+    return isinstance(of, ipaddress.IPv6Network) and part.subnet_of(of)
 
 
 def _endpoint(path: str) -> str:

@@ -11,6 +11,7 @@ from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.money import from_nanos, to_nanos
 from maas.store.records import Limit, LimitScope
+from maas.store.tables import AliasRow
 from maas.store.tenancy_tables import ApiKeyRow, LimitRow, OrganizationRow, ProjectRow
 from maas.store.text import as_name
 
@@ -136,6 +137,7 @@ def _find(session: Session, key: LimitKey) -> LimitRow | None:
 
 
 def _new(session: Session, key: LimitKey) -> LimitRow:
+    _check_is_no_alias(session, key.scope_id if key.scope is LimitScope.MODEL else key.model)
     organization_id, project_id = _tenant(session, key)
     row = LimitRow(
         id=new_id("limit"),
@@ -149,6 +151,15 @@ def _new(session: Session, key: LimitKey) -> LimitRow:
         setattr(row, name, None)
     session.add(row)
     return row
+
+
+def _check_is_no_alias(session: Session, model: str | None) -> None:
+    """Refuse a limit that would never count: requests count for what an alias stands for."""
+    alias = session.get(AliasRow, model) if model else None
+    if alias is not None:
+        raise InvalidRequest(
+            f"{model!r} is an alias; set the limit of {alias.model_id!r}", param="model"
+        )
 
 
 def _tenant(session: Session, key: LimitKey) -> tuple[str | None, str | None]:

@@ -11,6 +11,7 @@ from maas.store.keys import revoke_keys_of
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import Role, ServiceAccount
 from maas.store.tenancy_tables import ApiKeyRow, ServiceAccountRow
+from maas.store.text import as_name
 
 
 def record_of(row: ServiceAccountRow) -> ServiceAccount:
@@ -33,11 +34,15 @@ class ServiceAccountRepository:
         self._clock = clock
 
     def create(self, project_id: str, *, name: str, role: Role) -> ServiceAccount:
-        """Make a service account; its key is made by ``KeyRepository``."""
+        """Make a service account; its key is made by ``KeyRepository``.
+
+        Raises:
+            InvalidRequest: It cannot be called so.
+        """
         row = ServiceAccountRow(
             id=new_id("svc"),
             project_id=project_id,
-            name=name,
+            name=as_name(name),
             role=role.value,
             created_at=self._clock.now(),
             deleted_at=None,

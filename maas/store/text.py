@@ -1,9 +1,14 @@
 """Text as both databases take it: SQLite would store anything, PostgreSQL refuses some of it."""
 
+from unicodedata import bidirectional, category
+
 from sqlalchemy import Dialect, String
 from sqlalchemy.types import TypeDecorator
 
 from maas.core.errors import InvalidRequest
+
+_CONTROLS = frozenset({"Cc", "Zl", "Zp"})
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 def as_text(value: str) -> str:
@@ -15,10 +20,13 @@ def as_name(value: str, param: str = "name") -> str:
     """Return what something may be called.
 
     Raises:
-        InvalidRequest: It is empty or blank.
+        InvalidRequest: It is empty or blank, or holds what would steer who reads it: control
+            characters (a terminal obeys them), ends of lines, changes of direction.
     """
     if not value.strip():
         raise InvalidRequest(f"{param} is empty", param=param)
+    if any(category(c) in _CONTROLS or bidirectional(c) in _DIRECTIONS for c in value):
+        raise InvalidRequest(f"{param} {value[:40]!r} holds control characters", param=param)
     return value
 
 

@@ -216,4 +216,4 @@ def _member(session: Session, project_id: str, user_id: str) -> ProjectMemberRow
 def _address(email: str) -> str:
     if _ADDRESS.fullmatch(email) is None:
         raise InvalidRequest(f"{email!r} is not an e-mail address", param="email")
-    return email
+    return as_name(email, "email")

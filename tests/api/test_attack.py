@@ -136,6 +136,15 @@ def test_a_key_given_twice_reaches_the_engine_once(
     assert engine.requests[0]["n"] == 1
 
 
+def test_of_two_bounds_of_an_answer_the_engine_sees_the_one_that_is_reserved(
+    gateway: RunningGateway, engine: FakeEngine
+) -> None:
+    raw = b"{" + CHAT + b',"max_tokens":100000,"max_completion_tokens":3}'
+    assert post(gateway, "/v1/chat/completions", raw)[0] == 200
+    bounds = [engine.requests[0].get(name) for name in ("max_tokens", "max_completion_tokens")]
+    assert sorted(bounds, key=str) == [3, None]
+
+
 MALFORMED = [
     b"",
     b"null",

@@ -58,6 +58,9 @@ def client(gateway: RunningGateway, project):
         b'{"name": "p", "organization_id": "org-1"}',
         b'{"name": "p", "id": "proj-1"}',
         json.dumps({"name": "n" * 256}).encode(),
+        json.dumps({"name": "\x1b]0;title\x07"}).encode(),
+        json.dumps({"name": "two\nlines"}).encode(),
+        json.dumps({"name": "\u202egnp.exe"}).encode(),
     ],
     ids=lambda value: repr(value[:24]) if isinstance(value, bytes) else None,
 )
@@ -105,10 +108,35 @@ def test_page_of_nonsense_is_a_400(client, query):
 
 
 @pytest.mark.parametrize(
-    "query", ["after=-1", "after=audit-x", "effective_at[gte]=soon", f"after=audit-{'9' * 30}"]
+    "query",
+    [
+        "after=-1",
+        "after=audit-x",
+        "effective_at[gte]=soon",
+        f"effective_at[gt]={'9' * 400}",
+        f"after=audit-{'9' * 30}",
+    ],
 )
 def test_part_of_the_log_that_is_nonsense_is_a_400(client, query):
     assert client.get(f"/v1/organization/audit_logs?{query}").status_code == 400
+
+
+@pytest.mark.parametrize("what", ["usage/completions", "costs"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "start_time=-1",
+        "start_time=soon",
+        f"start_time={10**18}&end_time={10**18 + 5}",
+        f"start_time={10**30}&end_time={10**30 + 5}",
+        f"start_time=0&end_time={10**30}",
+        "start_time=5&end_time=5",
+        "start_time=0&page=page_x",
+    ],
+)
+def test_period_that_is_nonsense_is_a_400(client, what, query):
+    assert client.get(f"/v1/organization/{what}?{query}").status_code == 400
 
 
 def test_key_with_strange_restrictions_is_kept_or_refused_never_lost(client, project, gateway):

@@ -62,6 +62,14 @@ def test_repeated_request_gets_the_first_answer_and_does_nothing(gateway, client
     assert names(gateway, organization.id) == ["default", "p"]
 
 
+def test_same_key_with_a_path_that_ends_otherwise_is_a_conflict(gateway, client, organization):
+    project = gateway.store.tenancy.projects.default_of(organization.id)
+    path = f"{PROJECTS}/{project.id}/rate_limits/rl-{'m' * 200}"
+    body = {"max_requests_per_1_minute": 1}
+    answers = [post(client, body, path=path + end) for end in "ab"]
+    assert [answer.status_code for answer in answers] == [200, 409]
+
+
 def test_same_key_with_another_body_is_a_conflict(gateway, client, organization):
     post(client, {"name": "p"})
     for body, path in (({"name": "q"}, PROJECTS), ({"name": "p"}, f"{PROJECTS}?x=1")):

@@ -229,6 +229,78 @@ def test_developer_makes_no_key_that_does_more_than_its_own(gateway, make):
     assert client.post(keys, json={"name": "k", "user_id": developer.id}).status_code == 200
 
 
+def test_what_restricts_a_key_restricts_those_it_makes(gateway, make):
+    account = gateway.store.tenancy.service_accounts.create(
+        gateway.project_id, name="bot", role=Role.DEVELOPER
+    )
+    keys = f"/v1/organization/projects/{gateway.project_id}/api_keys"
+    free, _ = gateway.store.keys.create(project_id=gateway.project_id, name="free")
+    client = make(
+        service_account_id=account.id,
+        models=("tiny", "other"),
+        endpoints=("/v1/organization",),
+        networks=("127.0.0.0/8",),
+        expires_at=time.time() + 600,
+    )
+    same = {
+        "name": "k",
+        "models": ["tiny"],
+        "endpoints": [f"{keys}/below"],
+        "networks": ["127.0.0.0/16"],
+        "expires_in_seconds": 60,
+    }
+    looser = [
+        ("models", ["tiny", "else"]),
+        ("endpoints", ["/v1/organizations"]),
+        ("networks", ["127.0.0.0/7"]),
+        ("networks", ["::/0"]),
+        ("models", []),
+        ("endpoints", []),
+        ("networks", []),
+        ("expires_in_seconds", None),
+        ("expires_in_seconds", 700),
+    ]
+    for field, value in looser:
+        answer = client.post(keys, json={**same, field: value})
+        assert refusal(answer) == (403, "permission_denied"), (field, value)
+    assert client.post(f"{keys}/{free.id}/rotate", json={}).status_code == 403
+    assert client.post(keys, json=same).status_code == 200
+    assert client.delete(f"{keys}/{free.id}").status_code == 200
+    own = client.headers["Authorization"].split("-")[2]
+    assert client.post(f"{keys}/{own}/rotate", json={}).status_code == 200
+
+
+@pytest.mark.parametrize("is_program", [False, True], ids=["user", "service account"])
+def test_owner_of_a_project_makes_no_key_that_reaches_past_it(gateway, make, is_program):
+    tenancy = gateway.store.tenancy
+    organization = tenancy.organizations.create(f"reach-{is_program}")
+    project = tenancy.projects.default_of(organization.id)
+    boss = tenancy.users.create(organization.id, email="o@x", name="o", role=Role.OWNER)
+    owned, _ = tenancy.keys.create(project_id=project.id, name="o", terms=KeyTerms(user_id=boss.id))
+    if is_program:
+        robot = tenancy.service_accounts.create(project.id, name="r", role=Role.OWNER)
+        client = make(project_id=project.id, service_account_id=robot.id)
+    else:
+        user = tenancy.users.create(organization.id, email="d@x", name="d", role=Role.DEVELOPER)
+        tenancy.users.add_member(project.id, user.id, Role.OWNER)
+        client = make(project_id=project.id, user_id=user.id)
+    keys = f"/v1/organization/projects/{project.id}/api_keys"
+    assert client.post(keys, json={"name": "k", "user_id": boss.id}).status_code == 403
+    assert client.post(f"{keys}/{owned.id}/rotate", json={}).status_code == 403
+    assert client.delete(f"{keys}/{owned.id}").status_code == 200
+
+
+def test_no_key_of_a_tenant_handles_the_operators(gateway, make):
+    operator, _ = gateway.store.keys.create(
+        project_id=gateway.project_id, name="operator", scopes=("inference", "admin")
+    )
+    client = make(scopes=("organization",))
+    path = f"/v1/organization/projects/{gateway.project_id}/api_keys/{operator.id}"
+    assert client.post(f"{path}/rotate", json={}).status_code == 403
+    assert client.delete(path).status_code == 403
+    assert gateway.store.keys.get(operator.id).revoked_at is None
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -1,6 +1,7 @@
 """Limits and money through the API: refused whole, charged once, true in the headers."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,28 @@ def test_a_client_that_leaves_pays_for_what_went_out(tenant):
     num_events = sum(line.startswith("data:") for line in seen)
     assert num_events <= row.output_tokens <= num_events + 2
     assert row.amount > 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+def test_a_client_that_leaves_before_the_answer_pays_for_its_prompt(tenant, engine, is_stream):
+    tenant.limit(requests_per_minute=3)
+    message = {"role": "user", "content": "slow" if is_stream else "hang"}
+    body = {"model": "tiny", "messages": [message], "stream": is_stream}
+    for number in range(3):
+        with closing(httpx.Client(headers=tenant.client.headers, timeout=0.5)) as leaving:
+            url = f"{tenant.gateway.url}/v1/chat/completions"
+            with (
+                contextlib.suppress(httpx.ReadTimeout),
+                leaving.stream("POST", url, json=body) as answer,
+            ):
+                next(answer.iter_lines())
+        tenant.charges(number + 1)
+    for row in tenant.charges(3):
+        assert (row.exactness, row.num_requests) == ("estimated", 1)
+        assert row.input_tokens > 0
+        assert row.output_tokens <= 1
+    assert tenant.ask().status_code == 429
+    assert len(engine.requests) == 3
 
 
 @pytest.mark.parametrize("prompt", ["die-first", "hang"])
@@ -510,3 +533,22 @@ def test_usage_comes_in_pages_of_buckets(tenant, width, seconds):
     for limit in (0, -1, 100_000):
         refused = _usage(tenant, **ask, limit=limit)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limit")
+
+
+def test_an_alias_has_no_limit_of_its_own_that_would_never_count(tenant):
+    gateway = tenant.gateway
+    gateway.store.aliases.point("quick", "tiny")
+    _, admin = gateway.store.keys.create(
+        project_id=tenant.project.id, name="admin", scopes=("admin",)
+    )
+    gateway.wait_seen()
+    headers = {"Authorization": f"Bearer {admin}"}
+    path = f"/v1/organization/projects/{tenant.project.id}/rate_limits"
+    listed = tenant.client.get(path, headers=headers).json()["data"]
+    assert {"tiny"} <= {item["model"] for item in listed} <= {"*", "tiny"}
+    body = {"max_requests_per_1_minute": 0}
+    refused = tenant.client.post(f"{path}/rl-quick", json=body, headers=headers)
+    assert refused.status_code == 400
+    assert "'tiny'" in refused.json()["error"]["message"]
+    assert tenant.client.post(f"{path}/rl-tiny", json=body, headers=headers).status_code == 200
+    assert tenant.ask(model="quick").status_code == 429

@@ -52,6 +52,23 @@ def test_project_lives_from_creation_to_archive(organization):
     assert made.id in {item.id for item in organization.projects.list(include_archived=True)}
 
 
+def test_only_the_operator_gives_more_weight(gateway, organization, project, admin):
+    path = f"/organization/projects/{project.id}"
+    with pytest.raises(openai.PermissionDeniedError, match="operator"):
+        admin.post(path, cast_to=object, body={"weight": 2})
+    with pytest.raises(openai.PermissionDeniedError, match="operator"):
+        admin.post("/organization/projects", cast_to=object, body={"name": "p", "weight": 2})
+    _, key = gateway.store.keys.create(
+        project_id=project.id, name="operator", scopes=(ADMIN_SCOPE,)
+    )
+    gateway.wait_seen()
+    operator = admin.with_options(
+        admin_api_key=key, api_key=key, default_headers={"OpenAI-Organization": "acme"}
+    )
+    changed = operator.post(path, cast_to=object, body={"weight": 2})
+    assert changed["weight"] == 2
+
+
 def test_pages_follow_each_other_without_gap_or_repeat(organization):
     made = [organization.projects.create(name=f"page-{n}").id for n in range(5)]
     page = organization.projects.list(limit=2)

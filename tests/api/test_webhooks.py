@@ -133,6 +133,10 @@ def test_an_address_that_is_none_is_refused(gateway, url):
         ("fe80::1%eth0", False),
         ("::ffff:127.0.0.1", False),
         ("2606:4700::1111", True),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+        ("::7f00:1", False),
+        ("224.0.0.1", False),
     ],
 )
 def test_only_addresses_of_the_internet_are_public(address, expected):

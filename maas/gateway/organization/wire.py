@@ -26,6 +26,8 @@ class Deleted(BaseModel):
 
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
+# Epoch seconds, to the year 9999: no database takes any number for a time.
+Moment = Annotated[int, Field(ge=0, le=253_402_300_799)]
 
 
 def _role(value: Any) -> Any:

@@ -38,6 +38,7 @@ class Admitted:
     Attributes:
         quantity: What it took by the engine's own count, once that is known.
         uncounted: A whole answer that came without the engine's count.
+        is_given_up: Whether its client left once an engine had it, which has read the prompt.
         now: The clock.
     """
 
@@ -49,6 +50,7 @@ class Admitted:
     ticket: Ticket | None = None
     quantity: Quantity | None = None
     uncounted: bytes | None = None
+    is_given_up: bool = False
 
     def follow(self, num_events: Callable[[], int]) -> None:
         """Take what goes out to the client from here on."""
@@ -189,7 +191,9 @@ class Admission:
         reservation, quantity = admitted.reservation, admitted.quantity
         if quantity is not None:
             self._spender.settle(reservation, quantity, Exactness.EXACT)
-        elif admitted.uncounted is not None or reservation.count_delivered():
+        elif (
+            admitted.uncounted is not None or admitted.is_given_up or reservation.count_delivered()
+        ):
             task = asyncio.create_task(self._settle_estimated(admitted))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
@@ -254,7 +258,7 @@ def quantity_of(usage: Usage) -> Quantity:
     return Quantity(
         num_requests=1,
         input_tokens=usage.prompt_tokens,
-        cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
+        cached_tokens=min(details.cached_tokens or 0, usage.prompt_tokens) if details else 0,
         output_tokens=usage.completion_tokens or 0,
     )
 

@@ -4,6 +4,7 @@ key -> project · parse once · name -> model · check length · choose replica 
 count. See docs/architecture.md.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -232,6 +233,9 @@ class Relay:
                 latencies.duration.observe(perf_counter() - started)
                 admitted.take_usage(answer.usage)
                 self._count(entry, answer, record)
+        except asyncio.CancelledError:
+            admitted.is_given_up = True
+            raise
         finally:
             self._admission.leave(admitted)
 

@@ -107,12 +107,22 @@ def _bounded(request: EngineRequest, entry: ModelEntry, num_input: int) -> Token
     num_prompts = request.num_prompts
     most_input = context * num_prompts
     # How many tokens an image makes, only its engine knows.
-    num_input = most_input if entry.facts.is_multimodal else min(num_input, most_input)
+    num_input = most_input if _has_media(request) else min(num_input, most_input)
     num_answers = (getattr(request.body, "n", None) or 1) * num_prompts
     most = request.max_answer_tokens
     if most is None:
         most = max(context - num_input // num_prompts, 0)
     return TokenBound(num_input, most * num_answers)
+
+
+def _has_media(request: EngineRequest) -> bool:
+    body = request.body
+    return isinstance(body, ChatCompletionRequest) and any(
+        part.image_url is not None or part.input_audio is not None
+        for message in body.messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
 
 
 def render_chat(model_dir: Path, body: ChatCompletionRequest) -> str | None:

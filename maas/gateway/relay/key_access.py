@@ -15,6 +15,7 @@ from maas.core.errors import (
     ModelNotAllowed,
     PermissionDenied,
 )
+from maas.store.key_terms import is_below
 from maas.store.records import ApiKey, DesiredState, Organization, Project, Role
 from maas.store.roles import ADMIN_SCOPE, OF_ROLE, OF_SCOPE, ORGANIZATION_SCOPE, Permission
 
@@ -103,9 +104,7 @@ class KeyAccess:
             raise KeyExpired(f"this API key expired on {moment}; ask for a new one")
         if self.networks and not any(_holds(scope, network) for network in self.networks):
             raise AddressNotAllowed("this API key is not accepted from your network address")
-        if key.endpoints and not any(
-            route == path or route.startswith(f"{path}/") for path in key.endpoints
-        ):
+        if key.endpoints and not any(is_below(route, path) for path in key.endpoints):
             raise EndpointNotAllowed(
                 f"this API key is not for {route}; it is for: {', '.join(key.endpoints)}"
             )

@@ -215,6 +215,9 @@ def parse_chat(raw: bytes, facts_of: Callable[[str], ModelFacts], max_depth: int
     needs, wants_usage = _chat_needs(body), _check_stream_options(body)
     # What only the platform reads does not go on.
     body.metadata = body.store = body.service_tier = body.user = None
+    if body.max_completion_tokens is not None:
+        # Engines differ in which of the two they obey; one is reserved for.
+        body.max_tokens = None
     body.safety_identifier = body.prompt_cache_key = body.modalities = body.verbosity = None
     return EngineRequest(
         path="/v1/chat/completions",

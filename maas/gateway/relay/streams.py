@@ -7,6 +7,7 @@ names differ: the engine's name of the model.
 
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 
@@ -19,17 +20,21 @@ _FINISH = re.compile(rb'"finish_reason":\s*"')
 _ERROR = re.compile(rb'data: ?\{\s*"error"')
 
 
+# What is no count (negative, or beyond any context) is no usage either.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
 class PromptTokensDetails(msgspec.Struct):
     """Where prompt tokens came from."""
 
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class Usage(msgspec.Struct):
     """Token counts as engines report them."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count | None = 0
     total_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maas.core.errors import NotFound
+from maas.core.errors import ConfigError, NotFound
 
 
 def test_price_keeps_what_is_not_given_and_every_version(maas):
@@ -18,6 +18,12 @@ def test_off_peak_hours_are_set_and_ended(maas):
     made = maas("price", "set", "tiny", "--off-peak-factor", "0.5", "--off-peak-hours", "22-6")
     assert (made["off_peak_factor"], made["off_peak_hours"]) == ("0.5", [22, 6])
     assert maas("price", "set", "tiny", "--off-peak-hours", "none")["off_peak_hours"] is None
+
+
+@pytest.mark.parametrize("hours", ["5-5", "05-5", "24-6", "22-25", "22", "night"])
+def test_hours_that_are_none_are_refused(maas, hours):
+    with pytest.raises(ConfigError, match="off-peak-hours"):
+        maas("price", "set", "tiny", "--off-peak-factor", "0.5", "--off-peak-hours", hours)
 
 
 def test_tier_has_a_price_of_its_own(maas):

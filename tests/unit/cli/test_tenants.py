@@ -34,6 +34,13 @@ def test_key_is_made_on_the_terms_that_were_given(maas):
     assert made["expires_at"] - made["created_at"] == pytest.approx(7200, abs=5)
 
 
+def test_names_of_tenants_are_no_markup(maas):
+    maas("project", "create", "[/x] [red]sale")
+    shown = CliRunner().invoke(app, ["project", "list"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "[/x] [red]sale" in shown.stdout
+
+
 def test_rotation_names_the_successor_and_ends_the_old_key(maas):
     old = maas("key", "create", "--name", "k", "--models", "a")
     new = maas("key", "rotate", old["id"], "--overlap", "10m")

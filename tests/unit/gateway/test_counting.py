@@ -157,6 +157,14 @@ def test_an_answer_without_a_bound_may_fill_the_context():
     assert quick_bound(request, entry()) == TokenBound(4, 2 * (CONTEXT - 2))
 
 
-def test_an_image_may_fill_the_context():
-    request = parsed(parse_chat, messages=CHATS["a question"], max_tokens=5)
-    assert quick_bound(request, entry(is_multimodal=True)) == TokenBound(CONTEXT, 5)
+def test_an_image_may_fill_the_context_and_a_text_does_not():
+    facts = ModelFacts(id="m", owned_by="us", is_multimodal=True)
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+    ]
+    for content, is_image in ((parts, True), (parts[:1], False), ("What is this?", False)):
+        body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 5}
+        request = parse_chat(json.dumps(body).encode(), lambda _: facts, 32)
+        bound = quick_bound(request, entry(is_multimodal=True))
+        assert (bound.input_tokens == CONTEXT) is is_image

@@ -1,11 +1,13 @@
 """The stream filter: any chunk borders give the same bytes."""
 
 import itertools
+import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maas.gateway.relay.streams import StreamFilter
+from maas.gateway.relay.streams import StreamFilter, usage_of
 
 EVENTS = [
     b'data: {"model":"m","choices":[{"delta":{"content":"a \\"usage\\": {"}}],"usage":null}',
@@ -62,3 +64,12 @@ def test_engine_without_done_is_complete_with_its_finish_reason():
 def test_engines_name_is_replaced_by_ours():
     stream = StreamFilter(wants_usage=False, rename=(b'"model":"m"', b'"model":"ours"'))
     assert stream.feed(EVENTS[0] + b"\n\n").startswith(b'data: {"model":"ours"')
+
+
+@pytest.mark.parametrize("count", [-1, 2**31, 10**30, 1.5, "5", True])
+def test_what_is_no_count_is_no_usage(count):
+    event = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": count}}
+    assert usage_of(json.dumps(event).encode()) is None
+    stream = StreamFilter(wants_usage=False)
+    stream.feed(b"data: " + json.dumps(event).encode() + b"\n\n")
+    assert stream.usage is None

@@ -243,6 +243,14 @@ def test_removed_end_is_noticed(busy, database):
     assert "its end is missing" in busy.audit.verify().faults[0]
 
 
+@pytest.mark.parametrize("seq", [0, -7, 1000])
+def test_forged_entry_beside_the_chain_is_noticed(busy, database, seq):
+    names = ", ".join(item.name for item in AuditRow.__table__.columns if item.name != "seq")
+    copied = f"SELECT {seq}, {names} FROM audit_log WHERE seq = 1"
+    tamper(database, f"INSERT INTO audit_log (seq, {names}) {copied}")
+    assert not busy.audit.verify().is_whole
+
+
 def test_reordered_entries_are_noticed(busy, database):
     tamper(
         database,

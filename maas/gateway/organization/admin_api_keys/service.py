@@ -22,8 +22,13 @@ def list_keys(who: Authority, window: Window) -> ListPage[AdminKey]:
 
 
 def create_key(who: Authority, body: AdminKeyBody) -> NewAdminKey:
-    """Make a key."""
+    """Make a key.
+
+    Raises:
+        PermissionDenied: It could do more than the one that asks.
+    """
     terms = body.terms(who.tenancy.clock.now(), scopes=(ORGANIZATION_SCOPE,))
+    who.check_is_restricted_alike(terms)
     key, value = who.tenancy.keys.create(project_id=_project_id(who), name=body.name, terms=terms)
     return NewAdminKey(**shown(key, who.organization_id).model_dump(), value=value)
 

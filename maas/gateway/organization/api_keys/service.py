@@ -14,6 +14,7 @@ from maas.gateway.organization.api_keys.schemas import (
     user_owner,
 )
 from maas.gateway.organization.pages import ListPage, page_of
+from maas.store.key_terms import KeyTerms
 from maas.store.keys import terms_of
 from maas.store.pages import Window
 from maas.store.records import ApiKey
@@ -49,6 +50,7 @@ def create_key(who: ProjectAuthority, body: KeyBody) -> NewKey:
     if body.user_id is not None or body.service_account_id is not None:
         terms = replace(terms, scopes=())
     who.check_may_grant(who.project, terms)
+    who.check_is_restricted_alike(terms)
     key, value = who.tenancy.keys.create(project_id=who.project.id, name=body.name, terms=terms)
     return _new(who, key, value)
 
@@ -60,7 +62,10 @@ def rotate_key(who: ProjectAuthority, key_id: str, overlap_s: float) -> NewKey:
         PermissionDenied: It may do more than the one that asks.
         NotFound: The project has no such key.
     """
-    who.check_may_grant(who.project, terms_of(_find(who, key_id)))
+    old = _find(who, key_id)
+    who.check_may_grant(who.project, terms_of(old))
+    if key_id != who.access.key.id:
+        who.check_is_restricted_alike(_renewed(old, who.tenancy.clock.now()))
     key, value = who.tenancy.keys.rotate(key_id, overlap_s=overlap_s, project_id=who.project.id)
     return _new(who, key, value)
 
@@ -72,8 +77,14 @@ def delete_key(who: ProjectAuthority, key_id: str) -> None:
         PermissionDenied: It may do more than the one that asks.
         NotFound: The project has no such key.
     """
-    who.check_may_grant(who.project, terms_of(_find(who, key_id)))
+    who.check_may_revoke(who.project, terms_of(_find(who, key_id)))
     who.tenancy.keys.revoke(key_id, project_id=who.project.id)
+
+
+def _renewed(key: ApiKey, now: float) -> KeyTerms:
+    """Return the terms of the key that comes in place of one: it lives as long, from now on."""
+    ends_at = None if key.expires_at is None else now + key.expires_at - key.created_at
+    return replace(terms_of(key), expires_at=ends_at)
 
 
 def _find(who: ProjectAuthority, key_id: str) -> ApiKey:

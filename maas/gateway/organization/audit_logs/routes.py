@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 from maas.core.errors import PermissionDenied
 from maas.gateway.authority import Authority, in_organization
 from maas.gateway.organization.audit_logs.schemas import shown
+from maas.gateway.organization.wire import Moment
 from maas.store.audit_log import AuditFilter
 from maas.store.pages import MAX_PAGE
 from maas.store.roles import Permission
@@ -29,10 +30,10 @@ def _filter(  # noqa: PLR0913 - one argument a filter that OpenAI has
     actor_ids: Annotated[list[str], _bracketed("actor_ids")],
     project_ids: Annotated[list[str], _bracketed("project_ids")],
     resource_ids: Annotated[list[str], _bracketed("resource_ids")],
-    gte: Annotated[int | None, Query(alias="effective_at[gte]")] = None,
-    gt: Annotated[int | None, Query(alias="effective_at[gt]")] = None,
-    lte: Annotated[int | None, Query(alias="effective_at[lte]")] = None,
-    lt: Annotated[int | None, Query(alias="effective_at[lt]")] = None,
+    gte: Annotated[Moment | None, Query(alias="effective_at[gte]")] = None,
+    gt: Annotated[Moment | None, Query(alias="effective_at[gt]")] = None,
+    lte: Annotated[Moment | None, Query(alias="effective_at[lte]")] = None,
+    lt: Annotated[Moment | None, Query(alias="effective_at[lt]")] = None,
 ) -> AuditFilter:
     # Whole seconds on the wire: what happened within second n has effective_at n.
     since = [float(n) for n in (gte, gt + 1 if gt is not None else None) if n is not None]

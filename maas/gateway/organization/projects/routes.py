@@ -35,6 +35,7 @@ def create_project(
     who: Annotated[Authority, Depends(in_organization(Permission.MEMBERS))],
 ) -> Project:
     """Make a project."""
+    who.check_may_weigh(body.weight)
     made = who.tenancy.projects.create(
         who.organization_id, body.name, weight=body.weight, priority=body.priority
     )
@@ -55,6 +56,7 @@ def modify_project(
     who: Annotated[ProjectAuthority, Depends(in_project(Permission.MEMBERS))],
 ) -> Project:
     """Change a project's name, weight or priority."""
+    who.check_may_weigh(body.weight)
     change = ProjectChange(name=body.name, weight=body.weight, priority=body.priority)
     return shown(who.tenancy.projects.modify(who.project.id, change))
 

@@ -54,7 +54,8 @@ def list_limits(
         for limit in who.tenancy.limits.list(organization_id=who.organization_id)
         if (limit.scope, limit.scope_id) == (about.scope, about.scope_id)
     }
-    names = sorted({*snapshot.models, *(name for name in found if name is not None)})
+    roots = {entry.root for entry in snapshot.models.values()}
+    names = sorted({*roots, *(name for name in found if name is not None)})
     items = [shown(name, found.get(name)) for name in (None, *names)]
     start = 0
     if window.after is not None:

@@ -35,6 +35,7 @@ def _first_key(who: ProjectAuthority, account_id: str, body: ServiceAccountBody)
         service_account_id=account_id,
         expires_at=who.tenancy.clock.now() + lifetime if lifetime is not None else None,
     )
+    who.check_is_restricted_alike(terms)
     key, value = who.tenancy.keys.create(project_id=who.project.id, name=body.name, terms=terms)
     return AccountKey(
         id=key.id,

@@ -4,11 +4,12 @@ import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from maas.gateway.authority import Authority, in_organization
 from maas.gateway.organization.usage.schemas import UsagePage
 from maas.gateway.organization.usage.service import Question, read_costs, read_usage
+from maas.gateway.organization.wire import Moment
 from maas.ledger.usage import UsageReader
 from maas.store.roles import Permission
 
@@ -28,8 +29,8 @@ _UsageDep = Annotated[UsageReader, Depends(_usage)]
 class _Period(BaseModel):
     """What a question says once; lists are read apart, under both of their names."""
 
-    start_time: Annotated[int, Field(ge=0)]
-    end_time: Annotated[int, Field(ge=0)] | None = None
+    start_time: Moment
+    end_time: Moment | None = None
     bucket_width: str = "1d"
     limit: int | None = None
     page: str | None = None
