@@ -65,9 +65,9 @@ def error_headers(error: MaasError, request_id: str) -> Headers:
     if isinstance(error, errors.LimitExceeded):
         headers.append((b"x-maas-limit", str(error.context["limit"]).encode()))
         headers += error.context.get("headers", ())
-    if isinstance(error, errors.BudgetExceeded):
-        # SDKs try a 429 again by themselves; a budget does not come back in their time.
-        headers.append((b"x-should-retry", b"false"))
+        if error.context["is_lasting"]:
+            # SDKs try a 429 again by themselves; this one would be the same then.
+            headers.append((b"x-should-retry", b"false"))
     if isinstance(error, errors.AuthenticationFailed):
         headers.append((b"www-authenticate", b"Bearer"))
     if error.context.get("close"):

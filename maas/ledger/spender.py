@@ -354,7 +354,7 @@ class Spender:
                 if amount > piece.free and not piece.may_be_had(
                     amount, waited_s=waited_s, wait_s=wait_s
                 ):
-                    raise self._refusal(piece)
+                    raise self._refusal(piece, amount)
             # It may come back here, or from another gateway: that one is asked about.
             changed = loop.create_future()
             self._watching.add(changed)
@@ -406,13 +406,17 @@ class Spender:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _refusal(self, piece: Slice) -> LimitExceeded:
+    def _refusal(self, piece: Slice, amount: int) -> LimitExceeded:
         cap, window = piece.cap, piece.window
         kind = BudgetExceeded if cap.metric is Metric.MONTHLY_BUDGET else LimitExceeded
         pause = _CONCURRENCY_RETRY_S if window.end is None else window.end - self._clock.now()
         name = cap.name or f"{cap.metric.value} of {cap.subject}"
+        is_too_large = amount > cap.amount
         return kind(
-            f"the limit {name} is reached",
+            f"this request may use more than all of the limit {name}; set max_tokens lower"
+            if is_too_large and cap.amount
+            else f"the limit {name} is reached",
+            is_lasting=is_too_large or kind is BudgetExceeded,
             retry_after_s=max(pause, 0.001),
             limit=name,
             metric=cap.metric,

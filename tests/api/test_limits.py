@@ -375,6 +375,19 @@ def test_a_spent_budget_is_said_in_a_way_that_sdks_do_not_try_again(tenant, engi
     assert len(engine.requests) == 1
 
 
+def test_what_never_fits_a_limit_is_not_tried_again(tenant, engine):
+    tenant.limit(tokens_per_minute=50)
+    refused = tenant.ask(max_tokens=100)
+    assert refused.status_code == 429
+    assert "set max_tokens lower" in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false"
+    fits = {"max_tokens": 4}
+    statuses = [tenant.ask(**fits) for _ in range(20)]
+    last = statuses[-1]
+    assert (statuses[0].status_code, last.status_code) == (200, 429)
+    assert "x-should-retry" not in last.headers
+
+
 def test_a_raised_limit_counts_at_once(tenant):
     tenant.limit(monthly_budget=COST)
     assert [tenant.ask().status_code for _ in range(2)] == [200, 429]
