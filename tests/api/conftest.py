@@ -20,8 +20,11 @@ from maas.bootstrap.gateway import make_gateway
 from maas.bootstrap.store import Store
 from maas.core.settings import Settings
 from maas.gateway.direct import GatewayProtocol
+from maas.ledger.prices import Rates
+from maas.ledger.tariff import Tariff
 from maas.store.records import Deployment, Replica, ReplicaState
 from maas.store.state import ensure_project
+from tests.api.tenant import PRICE, Tenant, new_tenant
 from tests.conftest import STORES, fresh_store
 from tests.fakes.engine import FakeEngine, fake_engine
 
@@ -161,3 +164,18 @@ def _fresh(request: pytest.FixtureRequest) -> None:
         engine.paths.clear()
         engine.status = 200
         engine.num_aborts = 0
+
+
+@pytest.fixture(scope="module")
+def priced(gateway):
+    """The model ``tiny`` costs a thousandth of a unit a token."""
+    tariff = Tariff(gateway.store.database, gateway.store.clock)
+    tariff.override("tiny", Rates(PRICE, PRICE, PRICE), tier="default", currency="USD")
+    gateway.wait_seen()
+
+
+@pytest.fixture
+def tenant(gateway, engine, priced) -> Iterator[Tenant]:
+    """A tenant with a project of its own."""
+    with new_tenant(gateway) as made:
+        yield made
