@@ -60,6 +60,7 @@ async def _race(site: Site, count: int, key: str = "") -> list[int]:
         return await asyncio.gather(*(ask(site.gateways[n % 2]) for n in range(count)))
 
 
+@pytest.mark.slow  # the next one is the same with a leader that is killed
 def test_a_budget_holds_over_two_gateways_in_total(site):
     site.start_gateway()
     site.start_gateway()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.platform import MODEL, Platform, link_weights, running_platform
 
-pytestmark = pytest.mark.platform
+pytestmark = [pytest.mark.platform, pytest.mark.slow]
 QUESTION = [{"role": "user", "content": "The capital of France is which city? Answer briefly."}]
 
 
