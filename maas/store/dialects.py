@@ -6,6 +6,7 @@ advisory lock first. So no write fails half way with a deadlock or a serializati
 what holds on one database holds on the other (docs/adr/0007).
 """
 
+import sqlite3
 import time
 from typing import Any
 
@@ -100,13 +101,29 @@ class SqliteDialect:
     def _configure(connection: Any, _record: object) -> None:
         # Autocommit at the driver: the BEGIN above must be the only one.
         connection.isolation_level = None
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=NORMAL",
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "foreign_keys=ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        _keep_a_log(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _keep_a_log(connection: Any) -> None:
+    """Have a file's writers write to a log beside it, so that they do not stop its readers.
+
+    The change of a new file needs it whole, and SQLite does not wait for that: of two processes
+    that open it at once, one is told that it is locked.
+    """
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = (error.sqlite_errorcode & 0xFF) == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 class PostgresDialect:

@@ -1,6 +1,7 @@
 """Many threads and many processes on one store: nothing is lost and nothing is done twice."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -144,3 +145,19 @@ def test_more_writers_than_connections_queue(store_url, num_writers):
         taken = threads.map(lambda n: leases.acquire(f"l{n}", "me", ttl_s=5), range(200))
         assert all(taken)
     database.close()
+
+
+def test_new_file_that_another_has_open_is_waited_for(tmp_path):
+    file = tmp_path / "new.db"
+    # As a process that opens it at the same moment does: SQLite waits for readers, not for this.
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE t (x)")
+    other.execute("BEGIN IMMEDIATE")
+    end = threading.Timer(0.3, other.rollback)
+    end.start()
+    database = Database(f"sqlite:///{file}")
+    with database.read() as session:
+        assert session.connection().exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    database.close()
+    end.join()
+    other.close()
