@@ -8,10 +8,12 @@ from typing import Any
 
 from maas.core.clock import Clock
 from maas.core.settings import Settings, load_settings
+from maas.store.adapters import AdapterRepository, TunedModelRepository
 from maas.store.aliases import AliasRepository
 from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
+from maas.store.jobs import JobRepository
 from maas.store.keys import KeyRepository
 from maas.store.leases import LeaseRepository
 from maas.store.replicas import ReplicaRepository
@@ -32,6 +34,9 @@ class Store:
     leases: LeaseRepository
     state: StateReader
     tenancy: Tenancy
+    jobs: JobRepository
+    adapters: AdapterRepository
+    tuned_models: TunedModelRepository
 
 
 def resolve_settings(flags: Mapping[str, Any] | None = None) -> Settings:
@@ -56,6 +61,9 @@ def open_store(settings: Settings) -> Store:
         leases=LeaseRepository(database, clock),
         state=StateReader(database, clock),
         tenancy=tenancy,
+        jobs=JobRepository(database, clock),
+        adapters=AdapterRepository(database, clock),
+        tuned_models=TunedModelRepository(database, clock),
     )
 
 

@@ -22,7 +22,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     ├── NotFound                    no such thing
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
-    │   └── IdempotencyKeyReused    the same Idempotency-Key came with another request
+    │   ├── IdempotencyKeyReused    the same Idempotency-Key came with another request
+    │   └── Superseded              a job has another runner now, or is over
     ├── LimitExceeded               a limit was reached; the message names it
     │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
@@ -33,6 +34,10 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── EngineUnreachable       it did not answer, or stopped half way
     ├── ConfigError                 settings, a model card or a recipe is wrong
     │   └── DoesNotFit              the model does not fit this machine
+    ├── DataRefused                 training data cannot be used; the report lists why
+    ├── AdapterRefused              an adapter is not safe, or does not fit its base
+    ├── TrainingFailed              training ended without a model
+    │   └── ReceiptFailed           the tuned model answers differently where it is served
     ├── WeightsError                weights could not be had
     │   ├── WeightsCorrupt          bytes differ from their recorded hash
     │   ├── WeightsForbidden        pickles or remote code, and nobody allowed them
@@ -147,6 +152,10 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
 
 
+class Superseded(Conflict):
+    code = "superseded"
+
+
 class LimitExceeded(MaasError):
     code = "rate_limit_exceeded"
 
@@ -185,6 +194,22 @@ class ConfigError(MaasError):
 
 class DoesNotFit(ConfigError):
     code = "does_not_fit"
+
+
+class DataRefused(MaasError):
+    code = "invalid_training_file"
+
+
+class AdapterRefused(MaasError):
+    code = "invalid_adapter"
+
+
+class TrainingFailed(MaasError):
+    code = "training_failed"
+
+
+class ReceiptFailed(TrainingFailed):
+    code = "parity_receipt_failed"
 
 
 class WeightsError(MaasError):

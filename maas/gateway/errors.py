@@ -13,6 +13,8 @@ from maas.protocol.errors import encode_error
 STATUSES: dict[type[MaasError], tuple[int, str]] = {
     MaasError: (500, "server_error"),
     errors.InvalidRequest: (400, "invalid_request_error"),
+    errors.DataRefused: (400, "invalid_request_error"),
+    errors.AdapterRefused: (400, "invalid_request_error"),
     errors.RequestTimedOut: (408, "invalid_request_error"),
     errors.PayloadTooLarge: (413, "invalid_request_error"),
     errors.AuthenticationFailed: (401, "authentication_error"),

@@ -15,11 +15,13 @@ from maas.core.clock import Clock
 from maas.core.errors import InvalidRequest, NotFound
 from maas.core.ids import new_id
 from maas.store.database import Database
+from maas.store.tenancy_tables import ProjectRow
 from maas.store.text import as_name
 from maas.store.webhook_tables import DeliveryRow, WebhookRow
 
 BUDGET_EVENT = "organization.budget.threshold_reached"
-EVENTS = (BUDGET_EVENT,)
+JOB_EVENTS = tuple(f"fine_tuning.job.{end}" for end in ("succeeded", "failed", "cancelled"))
+EVENTS = (BUDGET_EVENT, *JOB_EVENTS)
 SECRET_PREFIX = "whsec_"  # noqa: S105 - how Standard Webhooks marks a secret
 # Pauses after each failed attempt; then it is given up.
 PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
@@ -182,6 +184,14 @@ def enqueue(
             )
         )
     return len(hearing)
+
+
+def enqueue_for_project(
+    session: Session, project_id: str, event: str, data: Mapping[str, Any], *, now: float
+) -> int:
+    """Write an event to the webhooks of a project's organisation, as part of a transaction."""
+    project = session.get_one(ProjectRow, project_id)
+    return enqueue(session, project.organization_id, event, data, now=now)
 
 
 def _of(session: Session, organization_id: str) -> list[WebhookRow]:

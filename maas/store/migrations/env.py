@@ -2,10 +2,10 @@
 
 from alembic import context
 
-from maas.store import ledger_tables, tenancy_tables, webhook_tables
+from maas.store import finetune_tables, ledger_tables, tenancy_tables, webhook_tables
 
 # They share one metadata, and fill it when they are imported.
-TABLES = (tenancy_tables, ledger_tables, webhook_tables)
+TABLES = (tenancy_tables, ledger_tables, webhook_tables, finetune_tables)
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -40,6 +40,12 @@ NOT_AUDITED = {
     "spenders",
     "webhook_deliveries",
     "budget_alerts",
+    # Parts of a file that is audited once it is one; what jobs tell; content without an owner.
+    "uploads",
+    "upload_parts",
+    "fine_tuning_events",
+    "fine_tuning_checkpoints",
+    "adapters",
 }
 
 

@@ -34,6 +34,8 @@ OF_THE_PLATFORM = {
     "grants",
     "spenders",
     "budget_alerts",
+    # Content by its hash, reached only through a project's tuned models.
+    "adapters",
 }
 
 

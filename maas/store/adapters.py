@@ -1,0 +1,239 @@
+"""Adapters by their content, and tuned models: the public names of what tuning made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from maas.core.clock import Clock
+from maas.core.errors import Conflict, NotFound
+from maas.store.database import Database
+from maas.store.finetune_tables import AdapterRow, TunedModelRow
+
+ENGINE_NAME_LENGTH = 24
+
+
+class TunedState(StrEnum):
+    """Whether a tuned model may be asked."""
+
+    CANDIDATE = "candidate"
+    PUBLISHED = "published"
+    REFUSED = "refused"
+
+
+class TunedKind(StrEnum):
+    """What was tuned."""
+
+    ADAPTER = "adapter"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter.
+
+    Attributes:
+        id: SHA-256 of its content (``maas.finetune.adapter_files``).
+        r: Its rank.
+    """
+
+    id: str
+    base_model_id: str
+    r: int
+    target_modules: tuple[str, ...]
+    size_bytes: int
+    created_at: float
+
+    @property
+    def engine_name(self) -> str:
+        """The name engines know it by: its content, so it never means anything else."""
+        return engine_name(self.id)
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A public name of tuned weights.
+
+    Attributes:
+        weights_key: Blob folder of whole weights; none for an adapter.
+        lineage: Data hash, base revision, recipe, job, code version.
+        licence: Inherited from the base.
+        receipt: Parity between trainer, engine and merged weights.
+    """
+
+    id: str
+    project_id: str
+    base_model_id: str
+    kind: TunedKind
+    adapter_id: str | None
+    weights_key: str | None
+    job_id: str | None
+    step: int | None
+    state: TunedState
+    lineage: Mapping[str, Any]
+    licence: Mapping[str, Any]
+    receipt: Mapping[str, Any] | None
+    created_at: float
+    published_at: float | None
+    deleted_at: float | None
+
+
+def engine_name(adapter_id: str) -> str:
+    """Return the name engines know an adapter by."""
+    return f"lora-{adapter_id[:ENGINE_NAME_LENGTH]}"
+
+
+class AdapterRepository:
+    """Reads and writes adapters."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add(
+        self,
+        adapter_id: str,
+        *,
+        base_model_id: str,
+        r: int,
+        target_modules: tuple[str, ...],
+        size_bytes: int,
+    ) -> Adapter:
+        """Write down an adapter whose files are stored; doing so twice is fine."""
+        with self._database.write(bump_revision=False) as session:
+            row = session.get(AdapterRow, adapter_id)
+            if row is None:
+                row = AdapterRow(
+                    id=adapter_id,
+                    base_model_id=base_model_id,
+                    r=r,
+                    target_modules=list(target_modules),
+                    size_bytes=size_bytes,
+                    created_at=self._clock.now(),
+                )
+                session.add(row)
+            return adapter_of(row)
+
+    def get(self, adapter_id: str) -> Adapter:
+        """Return one adapter.
+
+        Raises:
+            NotFound: There is none of this content.
+        """
+        with self._database.read() as session:
+            row = session.get(AdapterRow, adapter_id)
+            if row is None:
+                raise NotFound(f"no adapter has the id {adapter_id!r}")
+            return adapter_of(row)
+
+    def wanted(self, base_model_id: str) -> tuple[Adapter, ...]:
+        """Return the adapters that replicas of a base should hold, oldest first."""
+        names = (
+            select(TunedModelRow.adapter_id)
+            .where(
+                TunedModelRow.base_model_id == base_model_id,
+                TunedModelRow.state != TunedState.REFUSED.value,
+                TunedModelRow.deleted_at.is_(None),
+            )
+            .distinct()
+        )
+        with self._database.read() as session:
+            rows = session.scalars(
+                select(AdapterRow).where(AdapterRow.id.in_(names)).order_by(AdapterRow.created_at)
+            )
+            return tuple(adapter_of(row) for row in rows)
+
+
+class TunedModelRepository:
+    """Reads and writes tuned models."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add(self, model: TunedModel) -> TunedModel:
+        """Write down a tuned model; one of this name that is the same already is fine.
+
+        Raises:
+            Conflict: The name is another model's.
+        """
+        with self._database.write() as session:
+            row = session.get(TunedModelRow, model.id)
+            if row is not None:
+                known = record_of(row)
+                if (known.project_id, known.job_id, known.adapter_id) != (
+                    model.project_id,
+                    model.job_id,
+                    model.adapter_id,
+                ):
+                    raise Conflict(f"there is another model of the name {model.id!r}")
+                return known
+            values = {name: getattr(model, name) for name in TunedModel.__dataclass_fields__}
+            values |= {"kind": model.kind.value, "state": model.state.value}
+            values |= {"lineage": dict(model.lineage), "licence": dict(model.licence)}
+            session.add(TunedModelRow(**values))
+        return model
+
+    def get(self, project_id: str, model_id: str) -> TunedModel:
+        """Return a project's tuned model.
+
+        Raises:
+            NotFound: It has none of this name.
+        """
+        with self._database.read() as session:
+            return record_of(_of_project(session, project_id, model_id))
+
+    def find(self, model_id: str) -> TunedModel | None:
+        """Return a tuned model of whatever project, deleted ones too."""
+        with self._database.read() as session:
+            row = session.get(TunedModelRow, model_id)
+            return None if row is None else record_of(row)
+
+    def list(self, project_id: str | None = None) -> tuple[TunedModel, ...]:
+        """Return the tuned models of a project, or all; oldest first, without deleted ones."""
+        wanted = select(TunedModelRow).where(TunedModelRow.deleted_at.is_(None))
+        if project_id is not None:
+            wanted = wanted.where(TunedModelRow.project_id == project_id)
+        with self._database.read() as session:
+            rows = session.scalars(wanted.order_by(TunedModelRow.created_at, TunedModelRow.id))
+            return tuple(record_of(row) for row in rows)
+
+    def judge(self, model_id: str, *, state: TunedState, receipt: Mapping[str, Any]) -> None:
+        """Publish or refuse a candidate by its receipt; doing so twice is fine."""
+        with self._database.write() as session:
+            row = session.get_one(TunedModelRow, model_id)
+            row.state = state.value
+            row.receipt = dict(receipt)
+            if state is TunedState.PUBLISHED and row.published_at is None:
+                row.published_at = self._clock.now()
+
+    def delete(self, project_id: str, model_id: str) -> None:
+        """Take a tuned model away.
+
+        Raises:
+            NotFound: The project has none of this name.
+        """
+        with self._database.write() as session:
+            _of_project(session, project_id, model_id).deleted_at = self._clock.now()
+
+
+def adapter_of(row: AdapterRow) -> Adapter:
+    """Return the row as a frozen record."""
+    values = {name: getattr(row, name) for name in Adapter.__dataclass_fields__}
+    return Adapter(**(values | {"target_modules": tuple(row.target_modules)}))
+
+
+def record_of(row: TunedModelRow) -> TunedModel:
+    """Return the row as a frozen record."""
+    values = {name: getattr(row, name) for name in TunedModel.__dataclass_fields__}
+    return TunedModel(**(values | {"kind": TunedKind(row.kind), "state": TunedState(row.state)}))
+
+
+def _of_project(session: Session, project_id: str, model_id: str) -> TunedModelRow:
+    row = session.get(TunedModelRow, model_id)
+    if row is None or row.project_id != project_id or row.deleted_at is not None:
+        raise NotFound(f"no tuned model has the name {model_id!r}")
+    return row

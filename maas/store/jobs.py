@@ -1,0 +1,558 @@
+"""Fine-tuning jobs: what was asked for, what was wished since, what their runners tell.
+
+A job has one runner at a time. Each runner begins by taking the job (``take``), which moves
+``attempt`` on; whatever it writes names its attempt, and what an earlier one writes is refused
+with ``Superseded``. So a runner that was thought dead and is not changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from maas.core.clock import Clock
+from maas.core.errors import Conflict, NotFound, Superseded
+from maas.core.ids import new_id
+from maas.store.database import Database
+from maas.store.finetune_tables import CheckpointRow, JobEventRow, JobRow
+from maas.store.pages import Page, Window, read_page
+from maas.store.text import as_text
+from maas.store.webhooks import enqueue_for_project
+
+MAX_MESSAGE = 4096
+
+
+class JobStatus(StrEnum):
+    """Where a job is; the words of the wire."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+# A runner should be at work on these.
+ACTIVE = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING})
+
+
+class JobWish(StrEnum):
+    """What a runner should do next, other than go on."""
+
+    PAUSE = "pause"
+    YIELD = "yield"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a job is made of.
+
+    Attributes:
+        model_id: The name that was asked for: a base model's or a tuned one's.
+        base_model_id: The model whose weights are tuned.
+        method: As on the wire: ``{"type": "supervised", "supervised": {"hyperparameters": ...}}``.
+        recipe: Name of a file in ``finetune/``, without its ending.
+        labels: ``metadata`` on the wire.
+    """
+
+    project_id: str
+    key_id: str
+    request_id: str
+    model_id: str
+    base_model_id: str
+    training_file: str
+    method: Mapping[str, Any]
+    recipe: str
+    seed: int
+    validation_file: str | None = None
+    suffix: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is now.
+
+    Attributes:
+        wish: What its runner was asked to do.
+        attempt: Number of its newest runner; 0 before the first.
+        runner_seen_at: When that runner was last heard of.
+        report: Of the data check (``maas.finetune.data``).
+        resolved: Hyperparameters with every "auto" filled in.
+        estimate: Cost and seconds, before it starts.
+        progress: ``step``, ``num_steps``, ``loss``, ``tokens_per_s``, ``eta_s``,
+            ``trained_tokens`` ...
+        trained_tokens: Final count; none before the end.
+    """
+
+    id: str
+    project_id: str
+    key_id: str
+    request_id: str
+    created_at: float
+    model_id: str
+    base_model_id: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    method: Mapping[str, Any]
+    recipe: str
+    labels: Mapping[str, str]
+    status: JobStatus
+    wish: JobWish | None
+    attempt: int
+    runner_seen_at: float | None
+    num_failures: int
+    retry_at: float | None
+    started_at: float | None
+    finished_at: float | None
+    estimated_finish: float | None
+    error: Mapping[str, Any] | None
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    result_files: tuple[str, ...]
+    report: Mapping[str, Any] | None
+    resolved: Mapping[str, Any] | None
+    estimate: Mapping[str, Any] | None
+    progress: Mapping[str, Any] | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it will change any more."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something a job told.
+
+    Attributes:
+        key: Told once under this key, however often a runner starts again.
+        type: ``message`` or ``metrics``.
+    """
+
+    id: str
+    job_id: str
+    key: str
+    created_at: float
+    level: str
+    message: str
+    type: str
+    data: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Telling:
+    """An event to be told, under a key of its own within the job."""
+
+    key: str
+    message: str
+    level: str = "info"
+    data: Mapping[str, Any] | None = None
+
+    @property
+    def type(self) -> str:
+        """What the wire calls it."""
+        return "message" if self.data is None else "metrics"
+
+
+@dataclass(frozen=True)
+class JobCheckpoint:
+    """A state of the weights that is kept and answers under a name of its own."""
+
+    id: str
+    job_id: str
+    step: int
+    metrics: Mapping[str, Any]
+    model_id: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class JobChange:
+    """What a runner writes at once. A field that is None is left as it is."""
+
+    status: JobStatus | None = None
+    tellings: tuple[Telling, ...] = ()
+    report: Mapping[str, Any] | None = None
+    resolved: Mapping[str, Any] | None = None
+    estimate: Mapping[str, Any] | None = None
+    progress: Mapping[str, Any] | None = None
+    estimated_finish: float | None = None
+    error: Mapping[str, Any] | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    result_files: tuple[str, ...] | None = None
+
+
+class JobRepository:
+    """Reads and writes jobs."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def create(self, new: NewJob) -> Job:
+        """Write down that a job should run."""
+        row = JobRow(
+            id=new_id("ftjob"),
+            project_id=new.project_id,
+            key_id=new.key_id,
+            request_id=new.request_id,
+            created_at=self._clock.now(),
+            model_id=new.model_id,
+            base_model_id=new.base_model_id,
+            training_file=new.training_file,
+            validation_file=new.validation_file,
+            suffix=new.suffix,
+            seed=new.seed,
+            method=dict(new.method),
+            recipe=new.recipe,
+            labels=dict(new.labels),
+            status=JobStatus.VALIDATING_FILES.value,
+            attempt=0,
+            num_failures=0,
+            result_files=[],
+        )
+        with self._database.write(bump_revision=False) as session:
+            session.add(row)
+            session.flush()
+            self._tell(session, row, Telling("created", f"Created fine-tuning job: {row.id}"))
+            file = f"Validating training file: {row.training_file}"
+            self._tell(session, row, Telling("validating", file))
+            return record_of(row)
+
+    def get(self, project_id: str, job_id: str) -> Job:
+        """Return a project's job.
+
+        Raises:
+            NotFound: It has none with this id.
+        """
+        with self._database.read() as session:
+            return record_of(_of_project(session, project_id, job_id))
+
+    def list(
+        self, project_id: str, window: Window, labels: Mapping[str, str] | None = None
+    ) -> Page[Job]:
+        """Return a page of a project's jobs.
+
+        Args:
+            project_id: Whose.
+            window: Which part of the list.
+            labels: Only jobs that have all of these.
+        """
+        wanted = select(JobRow).where(JobRow.project_id == project_id)
+        for name, value in (labels or {}).items():
+            wanted = wanted.where(JobRow.labels[name].as_string() == value)
+        with self._database.read() as session:
+            page = read_page(session, wanted, order=(JobRow.created_at, JobRow.id), window=window)
+            return Page(tuple(record_of(row) for row in page.items), page.has_more)
+
+    def events(self, project_id: str, job_id: str, window: Window) -> Page[JobEvent]:
+        """Return a page of what a job told.
+
+        Raises:
+            NotFound: The project has no such job.
+        """
+        with self._database.read() as session:
+            _of_project(session, project_id, job_id)
+            page = read_page(
+                session,
+                select(JobEventRow).where(JobEventRow.job_id == job_id),
+                order=(JobEventRow.created_at, JobEventRow.id),
+                window=window,
+            )
+            return Page(tuple(_event_of(row) for row in page.items), page.has_more)
+
+    def checkpoints(self, project_id: str, job_id: str, window: Window) -> Page[JobCheckpoint]:
+        """Return a page of a job's checkpoints.
+
+        Raises:
+            NotFound: The project has no such job.
+        """
+        with self._database.read() as session:
+            _of_project(session, project_id, job_id)
+            page = read_page(
+                session,
+                select(CheckpointRow).where(CheckpointRow.job_id == job_id),
+                order=(CheckpointRow.created_at, CheckpointRow.id),
+                window=window,
+            )
+            return Page(tuple(_checkpoint_of(row) for row in page.items), page.has_more)
+
+    def pause(self, project_id: str, job_id: str) -> Job:
+        """Ask for a pause: at once where nothing is trained yet, else after a checkpoint.
+
+        Raises:
+            NotFound: The project has no such job.
+            Conflict: It is over.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_project(session, project_id, job_id)
+            _check_not_over(row, "paused")
+            if row.status == JobStatus.RUNNING.value:
+                row.wish = JobWish.PAUSE.value
+            elif row.status != JobStatus.PAUSED.value:
+                # Nothing is lost: the next runner begins where this one did.
+                row.attempt += 1
+                row.status = JobStatus.PAUSED.value
+                self._tell(session, row, Telling(f"paused:{row.attempt}", "Job paused"))
+            return record_of(row)
+
+    def resume(self, project_id: str, job_id: str) -> Job:
+        """Go on with a job that is paused, or about to be.
+
+        Raises:
+            NotFound: The project has no such job.
+            Conflict: It is over, or is not paused.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_project(session, project_id, job_id)
+            _check_not_over(row, "resumed")
+            if row.wish == JobWish.PAUSE.value:
+                row.wish = None
+            elif row.status == JobStatus.PAUSED.value:
+                is_checked = row.report is not None
+                status = JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES
+                row.status = status.value
+                self._tell(session, row, Telling(f"resumed:{row.attempt}", "Job resumed"))
+            else:
+                raise Conflict(f"job {job_id} is {row.status}: only a paused one can be resumed")
+            return record_of(row)
+
+    def cancel(self, project_id: str, job_id: str) -> Job:
+        """End a job now. Its runner's next write is refused, and it stops.
+
+        Doing so twice is fine.
+
+        Raises:
+            NotFound: The project has no such job.
+            Conflict: It succeeded or failed.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_project(session, project_id, job_id)
+            if row.status == JobStatus.CANCELLED.value:
+                return record_of(row)
+            _check_not_over(row, "cancelled")
+            row.attempt += 1
+            tokens = int((row.progress or {}).get("trained_tokens", 0))
+            ending = JobChange(status=JobStatus.CANCELLED, trained_tokens=tokens)
+            self._apply(session, row, ending)
+            return record_of(row)
+
+    def unfinished(self) -> tuple[Job, ...]:
+        """Return all jobs that are not over, of every project, oldest first."""
+        over = [status.value for status in TERMINAL]
+        with self._database.read() as session:
+            rows = session.scalars(
+                select(JobRow).where(JobRow.status.not_in(over)).order_by(JobRow.created_at)
+            )
+            return tuple(record_of(row) for row in rows)
+
+    def find(self, job_id: str) -> Job | None:
+        """Return a job of whatever project."""
+        with self._database.read() as session:
+            row = session.get(JobRow, job_id)
+            return None if row is None else record_of(row)
+
+    def take(self, job_id: str, *, seen_attempt: int) -> Job:
+        """Take a job for a new runner.
+
+        Args:
+            job_id: Which.
+            seen_attempt: Its attempt when it was decided that it needs one.
+
+        Raises:
+            Superseded: Somebody else took it since, or it needs no runner any more.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_attempt(session, job_id, seen_attempt)
+            if JobStatus(row.status) not in ACTIVE:
+                raise Superseded(f"job {job_id} is {row.status}")
+            row.attempt += 1
+            row.wish = None
+            row.runner_seen_at = self._clock.now()
+            return record_of(row)
+
+    def ask(self, job_id: str, attempt: int, wish: JobWish) -> None:
+        """Ask a runner for something; an earlier wish of a person stands."""
+        with self._database.write(bump_revision=False) as session:
+            row = session.get(JobRow, job_id)
+            if row is not None and row.attempt == attempt and row.wish is None:
+                row.wish = wish.value
+
+    def write(self, job_id: str, attempt: int, change: JobChange | None = None) -> Job:
+        """Write what a runner tells, and that it lives.
+
+        Returns:
+            The job after it: ``wish`` says what to do next.
+
+        Raises:
+            Superseded: The job is not this runner's any more.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_attempt(session, job_id, attempt)
+            row.runner_seen_at = self._clock.now()
+            self._apply(session, row, change or JobChange())
+            return record_of(row)
+
+    def add_checkpoint(
+        self, job_id: str, attempt: int, *, step: int, metrics: Mapping[str, Any], model_id: str
+    ) -> None:
+        """Write down a checkpoint, once.
+
+        Raises:
+            Superseded: The job is not this runner's any more.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_attempt(session, job_id, attempt)
+            known = select(CheckpointRow.id).where(
+                CheckpointRow.job_id == job_id, CheckpointRow.step == step
+            )
+            if session.scalars(known).first() is None:
+                session.add(
+                    CheckpointRow(
+                        id=new_id("ftckpt"),
+                        job_id=job_id,
+                        step=step,
+                        metrics=dict(metrics),
+                        model_id=model_id,
+                        created_at=self._clock.now(),
+                    )
+                )
+                self._tell(
+                    session,
+                    row,
+                    Telling(f"checkpoint:{step}", f"Checkpoint created at step {step}"),
+                )
+
+    def failed_once(self, job_id: str, attempt: int, *, retry_at: float, reason: str) -> Job:
+        """Count a runner that ended without an outcome; the next one begins later.
+
+        Raises:
+            Superseded: The job is not that runner's any more.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _of_attempt(session, job_id, attempt)
+            row.num_failures += 1
+            row.retry_at = retry_at
+            row.runner_seen_at = None
+            message = f"The trainer ended: {reason}; going on from the last checkpoint"
+            self._tell(session, row, Telling(f"ended:{attempt}", message, "warn"))
+            return record_of(row)
+
+    def _apply(self, session: Session, row: JobRow, change: JobChange) -> None:
+        now = self._clock.now()
+        for telling in change.tellings:
+            self._tell(session, row, telling)
+        for name in _WRITTEN:
+            value = getattr(change, name)
+            if value is not None:
+                setattr(row, name, dict(value) if isinstance(value, Mapping) else value)
+        if change.result_files is not None:
+            row.result_files = [*change.result_files]
+        if change.progress is not None:
+            # It moves: what failed before is forgiven.
+            row.num_failures = 0
+        if change.status is not None and change.status.value != row.status:
+            self._move(session, row, change.status, now)
+
+    def _move(self, session: Session, row: JobRow, status: JobStatus, now: float) -> None:
+        row.status = status.value
+        if status is JobStatus.RUNNING and row.started_at is None:
+            row.started_at = now
+        if status is JobStatus.PAUSED:
+            row.wish = None
+            self._tell(session, row, Telling(f"paused:{row.attempt}", "Job paused"))
+        if status not in TERMINAL:
+            return
+        row.finished_at = now
+        row.estimated_finish = None
+        row.wish = None
+        self._tell(session, row, _ending(row, status))
+        enqueue_for_project(
+            session,
+            row.project_id,
+            f"fine_tuning.job.{status.value}",
+            {"id": row.id},
+            now=now,
+        )
+
+    def _tell(self, session: Session, row: JobRow, telling: Telling) -> None:
+        known = select(JobEventRow.id).where(
+            JobEventRow.job_id == row.id, JobEventRow.key == telling.key
+        )
+        if session.scalars(known).first() is not None:
+            return
+        session.add(
+            JobEventRow(
+                id=new_id("ftevent"),
+                job_id=row.id,
+                key=telling.key,
+                created_at=self._clock.now(),
+                level=telling.level,
+                message=as_text(telling.message)[:MAX_MESSAGE],
+                type=telling.type,
+                data=None if telling.data is None else dict(telling.data),
+            )
+        )
+        session.flush()
+
+
+_WRITTEN = (
+    *("report", "resolved", "estimate", "progress", "estimated_finish", "error"),
+    *("fine_tuned_model", "trained_tokens"),
+)
+
+
+def _ending(row: JobRow, status: JobStatus) -> Telling:
+    if status is JobStatus.SUCCEEDED:
+        return Telling("terminal", "The job has successfully completed")
+    if status is JobStatus.CANCELLED:
+        return Telling("terminal", "The job was cancelled", "warn")
+    reason = (row.error or {}).get("message", "no reason was given")
+    return Telling("terminal", f"The job failed: {reason}", "error")
+
+
+def _of_project(session: Session, project_id: str, job_id: str) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None or row.project_id != project_id:
+        raise NotFound(f"no fine-tuning job has the id {job_id!r}")
+    return row
+
+
+def _of_attempt(session: Session, job_id: str, attempt: int) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None or row.attempt != attempt or JobStatus(row.status) in TERMINAL:
+        raise Superseded(f"attempt {attempt} at job {job_id} is not the newest any more")
+    return row
+
+
+def _check_not_over(row: JobRow, what: str) -> None:
+    if JobStatus(row.status) in TERMINAL:
+        raise Conflict(f"job {row.id} is {row.status}: it cannot be {what}")
+
+
+def record_of(row: JobRow) -> Job:
+    """Return the row as a frozen record."""
+    values = {name: getattr(row, name) for name in Job.__dataclass_fields__}
+    values["status"] = JobStatus(row.status)
+    values["wish"] = None if row.wish is None else JobWish(row.wish)
+    values["result_files"] = tuple(row.result_files)
+    return Job(**values)
+
+
+def _event_of(row: JobEventRow) -> JobEvent:
+    return JobEvent(**{name: getattr(row, name) for name in JobEvent.__dataclass_fields__})
+
+
+def _checkpoint_of(row: CheckpointRow) -> JobCheckpoint:
+    fields = JobCheckpoint.__dataclass_fields__
+    return JobCheckpoint(**{name: getattr(row, name) for name in fields})
