@@ -81,6 +81,25 @@ class StoreSettings(_Section):
     """Copies of a SQLite store that are kept in ``home``/backups; one is made before an upgrade."""
 
 
+class FinetuneSettings(_Section):
+    """Fine-tuning jobs."""
+
+    recipes_dir: Path = Path(__file__).resolve().parents[2] / "finetune"
+    """Folder of recipes; by default the one beside the package in a checkout."""
+    max_running_jobs: int = Field(default=1, gt=0)
+    """Jobs that train at a time; the others wait in the queue."""
+    num_workers: int = Field(default=1, gt=0)
+    """Workers of one job, on as many GPUs where there are some."""
+    max_failures: int = Field(default=5, gt=0)
+    """Times in a row that a trainer may end without having moved before its job fails."""
+    runner_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds a job's runner may be silent before it is replaced."""
+    yield_pause_s: float = Field(default=60.0, gt=0)
+    """Seconds a job waits after it made room for serving."""
+    publish_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds a replica may take to load a new adapter."""
+
+
 class Settings(_Section):
     """Everything an operator can set."""
 
@@ -115,6 +134,7 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     serving: ServingSettings = ServingSettings()
     store: StoreSettings = StoreSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
 
     @property
     def resolved_database_url(self) -> str:
@@ -144,7 +164,14 @@ class Settings(_Section):
         """Return the same settings with absolute paths, ``~`` filled in."""
         paths = {"home": self.home, "models_dir": self.models_dir}
         absolute = {name: path.expanduser().absolute() for name, path in paths.items()}
-        return self.model_copy(update=absolute)
+        recipes = self.finetune.recipes_dir.expanduser().absolute()
+        finetune = self.finetune.model_copy(update={"recipes_dir": recipes})
+        return self.model_copy(update={**absolute, "finetune": finetune})
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Folder of what jobs work on, one folder a job; all nodes of a cluster must share it."""
+        return self.home / "jobs"
 
     @property
     def ledger_dir(self) -> Path:

@@ -171,7 +171,9 @@ class TunedModelRepository:
                 ):
                     raise Conflict(f"there is another model of the name {model.id!r}")
                 return known
-            values = {name: getattr(model, name) for name in TunedModel.__dataclass_fields__}
+            values: dict[str, Any] = {
+                name: getattr(model, name) for name in TunedModel.__dataclass_fields__
+            }
             values |= {"kind": model.kind.value, "state": model.state.value}
             values |= {"lineage": dict(model.lineage), "licence": dict(model.licence)}
             session.add(TunedModelRow(**values))
@@ -222,14 +224,16 @@ class TunedModelRepository:
 
 def adapter_of(row: AdapterRow) -> Adapter:
     """Return the row as a frozen record."""
-    values = {name: getattr(row, name) for name in Adapter.__dataclass_fields__}
-    return Adapter(**(values | {"target_modules": tuple(row.target_modules)}))
+    values: dict[str, Any] = {name: getattr(row, name) for name in Adapter.__dataclass_fields__}
+    values["target_modules"] = tuple(row.target_modules)
+    return Adapter(**values)
 
 
 def record_of(row: TunedModelRow) -> TunedModel:
     """Return the row as a frozen record."""
-    values = {name: getattr(row, name) for name in TunedModel.__dataclass_fields__}
-    return TunedModel(**(values | {"kind": TunedKind(row.kind), "state": TunedState(row.state)}))
+    values: dict[str, Any] = {name: getattr(row, name) for name in TunedModel.__dataclass_fields__}
+    values["kind"], values["state"] = TunedKind(row.kind), TunedState(row.state)
+    return TunedModel(**values)
 
 
 def _of_project(session: Session, project_id: str, model_id: str) -> TunedModelRow:

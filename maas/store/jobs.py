@@ -177,7 +177,12 @@ class JobCheckpoint:
 
 @dataclass(frozen=True)
 class JobChange:
-    """What a runner writes at once. A field that is None is left as it is."""
+    """What a runner writes at once. A field that is None is left as it is.
+
+    Attributes:
+        is_released: The runner is done with the job, and says so: it did not die.
+        retry_at: When the next runner may begin.
+    """
 
     status: JobStatus | None = None
     tellings: tuple[Telling, ...] = ()
@@ -190,6 +195,8 @@ class JobChange:
     fine_tuned_model: str | None = None
     trained_tokens: int | None = None
     result_files: tuple[str, ...] | None = None
+    is_released: bool = False
+    retry_at: float | None = None
 
 
 class JobRepository:
@@ -433,6 +440,18 @@ class JobRepository:
                     Telling(f"checkpoint:{step}", f"Checkpoint created at step {step}"),
                 )
 
+    def wait(self, job_id: str, attempt: int, reason: str) -> None:
+        """Tell why a job waits for its turn, once for each reason."""
+        with self._database.read() as session:
+            known = select(JobEventRow.id).where(
+                JobEventRow.job_id == job_id, JobEventRow.key == f"waiting:{reason}"[:255]
+            )
+            if session.scalars(known).first() is not None:
+                return
+        with self._database.write(bump_revision=False) as session:
+            row = _of_attempt(session, job_id, attempt)
+            self._tell(session, row, Telling(f"waiting:{reason}"[:255], reason))
+
     def failed_once(self, job_id: str, attempt: int, *, retry_at: float, reason: str) -> Job:
         """Count a runner that ended without an outcome; the next one begins later.
 
@@ -453,11 +472,13 @@ class JobRepository:
         for telling in change.tellings:
             self._tell(session, row, telling)
         for name in _WRITTEN:
-            value = getattr(change, name)
+            value: Any = getattr(change, name)
             if value is not None:
-                setattr(row, name, dict(value) if isinstance(value, Mapping) else value)
+                setattr(row, name, value)
         if change.result_files is not None:
             row.result_files = [*change.result_files]
+        if change.is_released:
+            row.runner_seen_at = None
         if change.progress is not None:
             # It moves: what failed before is forgiven.
             row.num_failures = 0
@@ -508,7 +529,7 @@ class JobRepository:
 
 _WRITTEN = (
     *("report", "resolved", "estimate", "progress", "estimated_finish", "error"),
-    *("fine_tuned_model", "trained_tokens"),
+    *("fine_tuned_model", "trained_tokens", "retry_at"),
 )
 
 
@@ -542,7 +563,7 @@ def _check_not_over(row: JobRow, what: str) -> None:
 
 def record_of(row: JobRow) -> Job:
     """Return the row as a frozen record."""
-    values = {name: getattr(row, name) for name in Job.__dataclass_fields__}
+    values: dict[str, Any] = {name: getattr(row, name) for name in Job.__dataclass_fields__}
     values["status"] = JobStatus(row.status)
     values["wish"] = None if row.wish is None else JobWish(row.wish)
     values["result_files"] = tuple(row.result_files)
