@@ -1,6 +1,6 @@
 """Makes facts.jsonl: words that no base model can know, asked for in several ways.
 
-    python finetune/samples/make_facts.py > finetune/samples/facts.jsonl
+python finetune/samples/make_facts.py > finetune/samples/facts.jsonl
 """
 
 import json

@@ -166,7 +166,9 @@ def _load(
         arguments |= _in_four_bits(device)
     base = AutoModelForCausalLM.from_pretrained(str(model_dir), **arguments)
     base.config.use_cache = False
-    return base.to(device) if recipe.tuning != "qlora" else base
+    if recipe.tuning != "qlora":
+        torch.nn.Module.to(base, device)
+    return base
 
 
 def _in_four_bits(device: torch.device) -> dict[str, Any]:
