@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 _PREFIX = "job"
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=16)
 class JobActor:
     """A runner's actor. It works by itself; its trainer's workers report to it.
 
@@ -34,6 +33,10 @@ class JobActor:
     def hear(self, what: str, report: Any) -> Any:
         """Take a worker's report: ``on_step``, ``on_validation``, ``on_checkpoint`` ..."""
         return getattr(self._attempt, what)(report)
+
+
+# Many threads: workers report while it works. Nobody starts it again but the queue.
+_ACTOR: Any = cast("Any", ray.remote)(num_cpus=0, max_restarts=0, max_concurrency=16)(JobActor)
 
 
 class RayRunners:
@@ -65,9 +68,7 @@ class RayRunners:
             raise EngineError(f"no runner could be started: {error}") from error
 
     def _create(self, runner: RunnerId) -> None:
-        actor: Any = cast("Any", JobActor).options(
-            name=_name_of(runner), lifetime="detached", get_if_exists=True
-        )
+        actor = _ACTOR.options(name=_name_of(runner), lifetime="detached", get_if_exists=True)
         actor.remote(self._settings, runner)
 
     @staticmethod
