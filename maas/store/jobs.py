@@ -347,6 +347,16 @@ class JobRepository:
             )
             return tuple(record_of(row) for row in rows)
 
+    def count_unfinished(self, project_id: str) -> int:
+        """Return how many of a project's jobs are not over."""
+        over = [status.value for status in TERMINAL]
+        with self._database.read() as session:
+            return session.scalars(
+                select(func.count())
+                .select_from(JobRow)
+                .where(JobRow.project_id == project_id, JobRow.status.not_in(over))
+            ).one()
+
     def find(self, job_id: str) -> Job | None:
         """Return a job of whatever project."""
         with self._database.read() as session:
