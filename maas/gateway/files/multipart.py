@@ -2,10 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
 from maas.core.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut
@@ -203,9 +203,9 @@ def _boundary(scope: Scope) -> bytes:
     return boundary
 
 
-def _callbacks(reader: _Reader) -> MultipartCallbacks:
+def _callbacks(reader: _Reader) -> Any:
     names = (
         *("on_part_begin", "on_part_data", "on_part_end", "on_header_field", "on_header_value"),
         *("on_header_end", "on_headers_finished", "on_end"),
     )
-    return cast("MultipartCallbacks", {name: getattr(reader, name) for name in names})
+    return {name: getattr(reader, name) for name in names}
