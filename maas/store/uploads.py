@@ -155,15 +155,13 @@ class UploadRepository:
             return record_of(row)
 
     def over(self) -> list[str]:
-        """Return the uploads that are over, or whose time is: their parts are not needed."""
+        """Return the uploads that are over, or whose time is, and still have parts."""
+        is_over = (UploadRow.status != PENDING) | (UploadRow.expires_at <= self._clock.now())
         with self._database.read() as session:
-            return list(
-                session.scalars(
-                    select(UploadRow.id).where(
-                        (UploadRow.status != PENDING) | (UploadRow.expires_at <= self._clock.now())
-                    )
-                )
+            with_parts = select(UploadRow.id).join(
+                UploadPartRow, UploadPartRow.upload_id == UploadRow.id
             )
+            return list(session.scalars(with_parts.where(is_over).distinct()))
 
     def forget_parts(self, upload_id: str) -> None:
         """Remove the rows of an upload's parts, whose bytes are removed; expire it if pending."""
