@@ -44,6 +44,7 @@ from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
+from maas.store.adapters import TunedModelRepository
 from maas.store.tenancy import Tenancy
 from maas.store.webhooks import WebhookRepository
 
@@ -197,6 +198,7 @@ def _control_plane(
     app.state.spent = ledger.usage.spent_this_month
     app.state.usage = ledger.usage
     app.state.webhooks = webhooks
+    app.state.tuned_models = TunedModelRepository(tenancy.database, tenancy.clock)
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(organization.router)

@@ -12,6 +12,7 @@ from maas.core.clock import Clock
 from maas.core.errors import Conflict, NotFound
 from maas.store.database import Database
 from maas.store.finetune_tables import AdapterRow, TunedModelRow
+from maas.store.records import TunedName
 
 ENGINE_NAME_LENGTH = 24
 
@@ -220,6 +221,29 @@ class TunedModelRepository:
         """
         with self._database.write() as session:
             _of_project(session, project_id, model_id).deleted_at = self._clock.now()
+
+
+def names_of(session: Session) -> tuple[TunedName, ...]:
+    """Return the tuned models there are, oldest first."""
+    row = TunedModelRow
+    wanted = (
+        select(
+            row.id, row.project_id, row.base_model_id, row.adapter_id, row.state, row.created_at
+        )
+        .where(row.state != TunedState.REFUSED.value, row.deleted_at.is_(None))
+        .order_by(row.created_at, row.id)
+    )
+    return tuple(
+        TunedName(
+            id=name,
+            project_id=project_id,
+            base_model_id=base,
+            adapter_name=engine_name(adapter) if adapter else None,
+            is_published=state == TunedState.PUBLISHED.value,
+            created_at=created_at,
+        )
+        for name, project_id, base, adapter, state, created_at in session.execute(wanted)
+    )
 
 
 def adapter_of(row: AdapterRow) -> Adapter:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from maas.core.clock import Clock
 from maas.core.ids import new_id
 from maas.store import (
+    adapters,
     deployments,
     keys,
     limits,
@@ -74,6 +75,7 @@ class StateReader:
                     Alias(row.name, row.model_id) for row in session.scalars(select(AliasRow))
                 ),
                 replicas=live,
+                tuned_models=adapters.names_of(session),
                 **_tenancy(session),
             )
 
