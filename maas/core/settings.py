@@ -39,6 +39,14 @@ class GatewaySettings(_Section):
     """Seconds between two readings of routes and keys from the store."""
     max_pool_connections: int = Field(default=4096, gt=0)
     """Connections kept to all engines together."""
+    max_file_bytes: int = Field(default=512 * 2**20, gt=0)
+    """Largest file of ``/v1/files`` in bytes; a larger one comes in parts."""
+    max_part_bytes: int = Field(default=64 * 2**20, gt=0)
+    """Largest part of ``/v1/uploads`` in bytes."""
+    max_upload_bytes: int = Field(default=8 * 2**30, gt=0)
+    """Largest file that comes in parts, in bytes."""
+    upload_timeout_s: float = Field(default=3600.0, gt=0)
+    """Seconds a file may take to arrive; between two pieces of it ``body_timeout_s``."""
     webhooks_allow_private: bool = False
     """Whether webhooks may be sent to addresses that are not on the public internet."""
 
@@ -128,7 +136,9 @@ class Settings(_Section):
     hf_endpoint: str = "https://huggingface.co"
     """Model hub that hf:// sources come from; a mirror speaks the same protocol."""
     s3_endpoint: str | None = None
-    """S3 service that s3:// sources come from; none means AWS."""
+    """S3 service of s3:// addresses; none means AWS."""
+    storage_url: str | None = None
+    """Where files and adapters are kept: ``s3://bucket/prefix``; none: ``home``/blobs."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What the platform's own logs say."""
     gateway: GatewaySettings = GatewaySettings()

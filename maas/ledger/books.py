@@ -85,12 +85,14 @@ class Want:
     Attributes:
         need: Less than this is of no use now.
         wish: What could be used at once.
+        is_exact: Nothing beyond that is of use: it is held for long.
     """
 
     cap: Cap
     window: Window
     need: int
     wish: int
+    is_exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,14 @@ class Books:
                 found.update((key, int(claimed)) for key, claimed in rows)
         return found
 
+    def used(self, keys: Collection[str]) -> dict[str, int]:
+        """Return what is used of counters, by their keys; of what nobody holds any more."""
+        with self._database.read() as session:
+            rows = session.execute(
+                select(CounterRow.key, CounterRow.used).where(CounterRow.key.in_([*keys]))
+            )
+            return {key: int(used) for key, used in rows}
+
     def charge(self, entries: Sequence[Entry]) -> int:
         """Write charges that no spender reserved (training, storage); each once, by its id.
 
@@ -317,7 +327,8 @@ def _grant(
     session: Session, spender_id: str, want: Want, counter: CounterRow, now: float
 ) -> Granted:
     available = max(want.cap.amount - counter.used - counter.leased, 0)
-    wish = max(want.wish, want.need, available // SLICE_SHARE)
+    share = 0 if want.is_exact else available // SLICE_SHARE
+    wish = max(want.wish, want.need, share)
     amount = min(wish, available) if available >= want.need else 0
     if amount:
         counter.leased += amount

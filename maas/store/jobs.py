@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -23,6 +23,7 @@ from maas.store.text import as_text
 from maas.store.webhooks import enqueue_for_project
 
 MAX_MESSAGE = 4096
+_TICK_S = 1e-5
 
 
 class JobStatus(StrEnum):
@@ -512,12 +513,16 @@ class JobRepository:
         )
         if session.scalars(known).first() is not None:
             return
+        newest = session.scalars(
+            select(func.max(JobEventRow.created_at)).where(JobEventRow.job_id == row.id)
+        ).one()
         session.add(
             JobEventRow(
                 id=new_id("ftevent"),
                 job_id=row.id,
                 key=telling.key,
-                created_at=self._clock.now(),
+                # What is told at once keeps its order.
+                created_at=max(self._clock.now(), (newest or 0.0) + _TICK_S),
                 level=telling.level,
                 message=as_text(telling.message)[:MAX_MESSAGE],
                 type=telling.type,

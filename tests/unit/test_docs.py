@@ -29,7 +29,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[str]:
             continue
         default = field.default
         if isinstance(default, Path) and default.is_absolute():
-            default = "models/ of the checkout"
+            default = f"{default.name}/ of the checkout"
         shown = "-" if default is None else f"`{default}`"
         text = " ".join((field.description or "").split())
         rows.append(f"| `{prefix}{name.upper()}` | {shown} | {text} |")

@@ -1,0 +1,1 @@
+"""Fine-tuning: data checks, recipes, the trainer, adapters, the parity receipt."""

@@ -1,0 +1,1 @@
+"""Training data: how it is rendered into tokens, and what is wrong with it."""

@@ -1,0 +1,205 @@
+"""Turns an example into tokens as serving does, and says which of them are to be learned.
+
+Serving renders a chat with ``apply_chat_template`` of the tokenizer beside the weights; so does
+this. What is learned is what the model would have to say itself: the text that an assistant's
+turn adds after the generation prompt, with the end of its turn. A template that says so itself
+(``{% generation %}``) is not needed: the chat is rendered up to each assistant turn and with it,
+and the difference is the turn. Where a template renders earlier turns differently once more
+follow (some drop old reasoning), the chat becomes one example for each assistant turn, each
+rendered as it would be asked.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from maas.core.errors import DataRefused
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenisedExample:
+    """An example as the model sees it.
+
+    Attributes:
+        input_ids: All tokens.
+        is_target: For each, whether it is learned.
+    """
+
+    input_ids: list[int]
+    is_target: list[bool]
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens are learned."""
+        return sum(self.is_target)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one chat."""
+
+    chosen: TokenisedExample
+    rejected: TokenisedExample
+
+
+class Renderer:
+    """Renders chats and text for one model.
+
+    Args:
+        model_dir: Folder with the tokenizer and its chat template.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
+        self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(model_dir), local_files_only=True, trust_remote_code=False
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Return the text that a chat becomes."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                [plain_message(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the tokens that serving sends to the model to answer a chat."""
+        return self._encode(self.text(messages, tools, add_generation_prompt=True))[0]
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[TokenisedExample]:
+        """Return what a chat teaches: one example, or one for each assistant turn.
+
+        Args:
+            messages: In OpenAI's shape; an assistant turn of ``weight`` 0 is not learned.
+            tools: In OpenAI's shape.
+
+        Raises:
+            DataRefused: The template cannot render it; the message says why.
+        """
+        turns = [
+            index
+            for index, message in enumerate(messages)
+            if message.get("role") == "assistant" and message.get("weight") != 0
+        ]
+        whole = self._checked_text(messages, tools)
+        spans = [self._span(messages, tools, index, whole) for index in turns]
+        if all(span is not None for span in spans):
+            return [self._tokenise(whole, [span for span in spans if span is not None])]
+        examples: list[TokenisedExample] = []
+        for index in turns:
+            part = self._checked_text(messages[: index + 1], tools)
+            span = self._span(messages, tools, index, part)
+            if span is None:
+                raise DataRefused(
+                    f"messages[{index}]: the chat template does not begin this turn as it begins "
+                    "an answer, so it cannot be learned; see docs/finetuning.md, Data"
+                )
+            examples.append(self._tokenise(part, [span]))
+        return examples
+
+    def render_pair(self, record: Mapping[str, Any]) -> PreferencePair:
+        """Return both answers of a preference record in OpenAI's shape."""
+        prompt = list(record["input"]["messages"])
+        tools = record["input"].get("tools")
+        answers = (record["preferred_output"], record["non_preferred_output"])
+        # Only the last turn of each: what comes before is given.
+        chosen, rejected = (self.render([*prompt, *answer], tools)[-1] for answer in answers)
+        return PreferencePair(chosen, rejected)
+
+    def render_text(self, text: str, *, max_length: int) -> Iterator[TokenisedExample]:
+        """Yield a text in pieces; every token but the first of each is learned."""
+        ids = self._encode(text)[0]
+        end = self._tokenizer.eos_token_id
+        if isinstance(end, int):
+            ids.append(end)
+        for start in range(0, len(ids), max_length):
+            piece = ids[start : start + max_length]
+            if len(piece) > 1:
+                yield TokenisedExample(piece, [False] + [True] * (len(piece) - 1))
+
+    def _span(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        index: int,
+        whole: str,
+    ) -> tuple[int, int] | None:
+        """Return where an assistant turn is in a rendered chat; none if it differs there."""
+        before = self._checked_text(messages[:index], tools, add_generation_prompt=True)
+        until = self._checked_text(messages[: index + 1], tools)
+        if not until.startswith(before) or not whole.startswith(until):
+            return None
+        # After the end of the turn a template may put a line break, which no model says.
+        spoken = until.rstrip()
+        is_ended = spoken.endswith(tuple(self._tokenizer.all_special_tokens))
+        return len(before), len(spoken) if is_ended else len(until)
+
+    def _checked_text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        try:
+            return self.text(messages, tools, add_generation_prompt=add_generation_prompt)
+        except Exception as error:
+            raise DataRefused(f"the chat template refuses it: {str(error)[:300]}") from error
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        # The template writes the special tokens itself.
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+    def _tokenise(self, text: str, spans: Sequence[tuple[int, int]]) -> TokenisedExample:
+        ids, offsets = self._encode(text)
+        is_target = [
+            start < end and any(low <= start and end <= high for low, high in spans)
+            for start, end in offsets
+        ]
+        return TokenisedExample(ids, is_target)
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """Return a message as serving hands it to the template: arguments of tool calls as objects."""
+    plain = {name: value for name, value in message.items() if name != "weight"}
+    if isinstance(plain.get("content"), list):
+        plain["content"] = "\n".join(
+            str(part["text"]) for part in plain["content"] if part.get("type") == "text"
+        )
+    calls = plain.get("tool_calls")
+    if calls:
+        plain["tool_calls"] = [_plain_call(call) for call in calls]
+    return plain
+
+
+def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        function["arguments"] = json.loads(arguments) if arguments else {}
+    return {**call, "function": function}

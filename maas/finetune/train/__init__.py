@@ -1,0 +1,1 @@
+"""The trainer: one loop for supervised tuning, DPO and continued pre-training."""

@@ -1,0 +1,185 @@
+"""The model that is trained: loaded, given an adapter, saved."""
+
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from maas.core.errors import ConfigError
+from maas.finetune.recipe import Recipe
+from maas.finetune.train import attention
+from maas.finetune.train.packing import PackedRow
+
+log = logging.getLogger(__name__)
+
+ADAPTER_FILE = "adapter_model.safetensors"
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    return torch.bfloat16 if _BF16_FLAGS & set(flags) else torch.float32
+
+
+def choose_device() -> torch.device:
+    """Return the accelerator of this worker, or the processor."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else (torch.device("cpu"))
+    )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a pass says of its targets, N of them.
+
+    Attributes:
+        logprobs: float32, shape (N,); of each target.
+        is_likeliest: bool, shape (N,); whether it had the highest logit.
+    """
+
+    logprobs: torch.Tensor
+    is_likeliest: torch.Tensor
+
+
+class TrainedModel:
+    """A base and what of it is trained.
+
+    Args:
+        model_dir: Prepared weights.
+        recipe: What changes.
+        device: Where it computes.
+        seed: Of the adapter's first weights.
+    """
+
+    def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
+        self.device = device
+        self.is_full = recipe.tuning == "full"
+        self.dtype = training_dtype(device)
+        torch.manual_seed(seed)
+        base = _load(model_dir, recipe, self.dtype, device)
+        self.module: PreTrainedModel | PeftModel = base
+        if not self.is_full:
+            self.module = get_peft_model(
+                base,
+                LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=recipe.r,
+                    lora_alpha=recipe.lora_alpha,
+                    lora_dropout=recipe.lora_dropout,
+                    target_modules=_targets(recipe),
+                    # Merged, served and trained the same: no path of this machine in it.
+                    base_model_name_or_path=model_dir.name,
+                ),
+                autocast_adapter_dtype=False,
+            )
+        self.module.train()
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that are trained, by name, in a fixed order."""
+        return {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def predict(self, row: PackedRow) -> Predictions:
+        """Run one row through the model; logits only where a target follows."""
+        output = self.module(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            use_cache=False,
+            logits_to_keep=row.predicting,
+            row_lengths=row.lengths,
+        )
+        logits = output.logits[0].float()
+        logprobs = -torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
+        return Predictions(logprobs, logits.detach().argmax(-1) == row.targets)
+
+    @contextmanager
+    def as_base(self) -> Generator[None]:
+        """Answer as the base does, without the adapter, for a while."""
+        if not isinstance(self.module, PeftModel):
+            raise ConfigError("method dpo needs an adapter: tune with lora")
+        with self.module.disable_adapter():
+            yield
+
+    def enable_recomputation(self) -> None:
+        """Keep no activations between layers: a third more work for much less memory."""
+        if not self.is_full:
+            # The embedding is frozen: without this no gradient would reach the first layer.
+            self.module.enable_input_require_grads()
+        self.module.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+
+    def save(self, folder: Path, masters: dict[str, torch.Tensor]) -> None:
+        """Write the adapter, or whole weights, as they are served.
+
+        Args:
+            folder: An empty folder.
+            masters: The trained parameters in full precision, by name.
+        """
+        if self.is_full:
+            self.module.save_pretrained(str(folder), safe_serialization=True)
+            return
+        config = self.module.peft_config["default"]
+        was_inference, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(str(folder))
+        config.inference_mode = was_inference
+        state = get_peft_model_state_dict(self.module, state_dict=masters)
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
+        save_file(tensors, str(folder / ADAPTER_FILE), metadata={"format": "pt"})
+
+    def load_adapter(self, folder: Path) -> None:
+        """Put on what ``save`` wrote for an adapter."""
+        set_peft_model_state_dict(self.module, load_file(str(folder / ADAPTER_FILE)))
+
+
+def _targets(recipe: Recipe) -> str | list[str]:
+    targets = recipe.target_modules
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _load(
+    model_dir: Path, recipe: Recipe, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "attn_implementation": attention.NAME,
+    }
+    if recipe.tuning == "qlora":
+        arguments |= _in_four_bits(device)
+    base = AutoModelForCausalLM.from_pretrained(str(model_dir), **arguments)
+    base.config.use_cache = False
+    if recipe.tuning != "qlora":
+        torch.nn.Module.to(base, device)
+    return base
+
+
+def _in_four_bits(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        raise ConfigError("recipe qlora needs a GPU: its 4-bit weights are computed there only")
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+        "device_map": {"": device.index or 0},
+    }

@@ -1,0 +1,83 @@
+"""What a Ray Train worker runs."""
+
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from maas.finetune.train.loop import limit_threads, train
+from maas.finetune.train.spec import (
+    CheckpointReport,
+    Reporter,
+    StepReport,
+    TrainSpec,
+)
+
+NICENESS = 10
+
+
+class _StopsOnSigterm:
+    """A reporter that also says no once this process was asked to end."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._is_asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self._is_asked = True
+
+    def on_step(self, step: StepReport) -> bool:
+        may_go_on = self._reporter.on_step(step)
+        return may_go_on and not self._is_asked
+
+    def on_validation(self, metrics: dict[str, float]) -> None:
+        self._reporter.on_validation(metrics)
+
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        self._reporter.on_checkpoint(checkpoint)
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Train, report the outcome.
+
+    Args:
+        config: ``spec``, a dumped ``TrainSpec``; ``reporter``, a ``Reporter`` that also has
+            ``on_outcome``.
+    """
+    spec = TrainSpec.model_validate(config["spec"])
+    reporter = config["reporter"]
+    # Serving goes first: an engine that has requests gets the processors.
+    os.nice(max(0, NICENESS - os.nice(0)))
+    limit_threads(len(os.sched_getaffinity(0)))
+    spec.run_dir.mkdir(parents=True, exist_ok=True)
+    with (spec.run_dir / "lock").open("w") as lock:
+        # A worker that was thought dead may live for a moment more.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = train(spec, reporter)
+        reporter.on_outcome(outcome)
+
+
+class _Printer:
+    """Tells on standard output, one JSON line each: for running a spec by hand."""
+
+    def on_step(self, step: StepReport) -> bool:
+        sys.stdout.write(step.model_dump_json() + "\n")
+        sys.stdout.flush()
+        return True
+
+    def on_validation(self, metrics: dict[str, float]) -> None:
+        sys.stdout.write(f"{metrics}\n")
+
+    def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
+        sys.stdout.write(checkpoint.model_dump_json() + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    spec_file = Path(sys.argv[1])
+    wanted = TrainSpec.model_validate_json(spec_file.read_text(encoding="utf-8"))
+    ended = train(wanted, _StopsOnSigterm(_Printer()))
+    sys.stdout.write(ended.model_dump_json() + "\n")

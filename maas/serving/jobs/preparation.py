@@ -1,0 +1,161 @@
+"""Before training: the files fetched and checked, numbers filled in, money held, the spec made."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from maas.catalog.card import ModelCard
+from maas.catalog.machine import probe_machine
+from maas.catalog.weights.files import source_access
+from maas.core.errors import DataRefused, HostError
+from maas.core.settings import Settings
+from maas.engines.prepare import prepare_model
+from maas.engines.tuning import choose_dtype
+from maas.finetune.recipe import Hyperparameters, Recipe, load_recipes, resolve
+from maas.finetune.train.spec import TrainSpec
+from maas.serving.jobs.desk import JobDesk
+from maas.serving.jobs.tools import Tools
+from maas.store.jobs import Job, JobChange, JobStatus, Telling
+
+CHECK_TIMEOUT_S = 3600.0
+
+
+class Preparation:
+    """Makes a job ready to train.
+
+    Args:
+        desk: Where it writes.
+        tools: Store, blobs, catalog.
+        settings: The platform's.
+    """
+
+    def __init__(self, desk: JobDesk, tools: Tools, settings: Settings) -> None:
+        self._desk = desk
+        self._tools = tools
+        self._settings = settings
+
+    @property
+    def _job(self) -> Job:
+        return self._desk.job
+
+    @property
+    def run_dir(self) -> Path:
+        """The job's folder."""
+        return self._settings.jobs_dir / self._job.id
+
+    def check(self) -> None:
+        """Check the files; then the job may wait for its turn.
+
+        Raises:
+            DataRefused: They cannot be trained on; the report is on the job.
+            BudgetExceeded: What it may cost is more than is left.
+        """
+        recipe, card = self._recipe(), self._tools.catalog.get_card(self._job.base_model_id)
+        report = self._report(recipe, card)
+        if report["errors"]:
+            self._desk.write(JobChange(report=report))
+            raise DataRefused(_summary(report), param="training_file")
+        numbers = resolve(recipe, self._asked(), num_examples=report["num_examples"])
+        tokens = int(report["num_tokens"]) * numbers.n_epochs
+        quote = self._tools.ledger.quote(self._job, tokens)
+        self._tools.ledger.hold(self._job, quote)
+        self._desk.write(
+            JobChange(
+                status=JobStatus.QUEUED,
+                report=report,
+                resolved=numbers.model_dump(),
+                estimate=quote.plain(),
+                tellings=(
+                    Telling("validated", "Files validated, moving job to queued state"),
+                    Telling("estimate", f"At most {tokens} tokens, {quote.cost} {quote.currency}"),
+                ),
+                is_released=True,
+            )
+        )
+
+    def make_spec(self) -> TrainSpec:
+        """Return what to train, with the files in place."""
+        job, recipe = self._job, self._recipe()
+        card = self._tools.catalog.get_card(job.base_model_id)
+        numbers = Hyperparameters.model_validate(dict(job.resolved or {}))
+        train_file, validation_file = self._fetch()
+        return TrainSpec(
+            run_dir=self.run_dir,
+            model_dir=self._model_dir(card),
+            train_file=train_file,
+            validation_file=validation_file,
+            method=recipe.method,
+            recipe=recipe,
+            n_epochs=numbers.n_epochs,
+            batch_size=numbers.batch_size,
+            learning_rate=recipe.learning_rate * numbers.learning_rate_multiplier,
+            beta=numbers.beta or recipe.beta,
+            # torch takes no more than 64 bits.
+            seed=job.seed % 2**32,
+            max_length=recipe.max_length or card.context,
+            golden_dtype=self._served_dtype(card),
+        )
+
+    def _recipe(self) -> Recipe:
+        recipes = load_recipes(self._settings.finetune.recipes_dir)
+        if self._job.recipe not in recipes:
+            raise DataRefused(f"there is no recipe {self._job.recipe!r}", param="recipe")
+        return recipes[self._job.recipe]
+
+    def _asked(self) -> dict[str, Any]:
+        method = dict(self._job.method)
+        given = dict(method.get(str(method["type"])) or {}).get("hyperparameters") or {}
+        return {name: value for name, value in given.items() if name != "recipe"}
+
+    def _model_dir(self, card: ModelCard) -> Path:
+        prepared = prepare_model(
+            card,
+            weights_dir=self._settings.weights_dir,
+            progress=lambda _: None,
+            allow_remote_code=self._settings.allow_remote_code,
+            allow_pickle=self._settings.allow_pickle,
+            access=source_access(self._settings),
+        )
+        return prepared.model_dir
+
+    def _served_dtype(self, card: ModelCard) -> str:
+        dtype = choose_dtype(card, probe_machine(self._settings.weights_dir))
+        return card.dtype if dtype == "auto" else dtype
+
+    def _fetch(self) -> tuple[Path, Path | None]:
+        """Return the files on this machine's disk, fetched where they are not there yet."""
+        job = self._job
+        train = self._tools.fetch_file(job, job.training_file, self.run_dir / "data")
+        if job.validation_file is None:
+            return train, None
+        return train, self._tools.fetch_file(job, job.validation_file, self.run_dir / "data")
+
+    def _report(self, recipe: Recipe, card: ModelCard) -> dict[str, Any]:
+        train, validation = self._fetch()
+        command = [sys.executable, "-m", "maas.finetune.data", str(train), "--json"]
+        command += ["--method", recipe.method, "--model-dir", str(self._model_dir(card))]
+        command += ["--max-length", str(recipe.max_length or card.context)]
+        command += ["--validation", str(validation)] if validation else []
+        # A process of its own: whatever the data does to it, the runner lives.
+        try:
+            done = subprocess.run(  # noqa: S603 - our own module
+                command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataRefused(
+                f"checking the files took more than {CHECK_TIMEOUT_S:.0f} s", param="training_file"
+            ) from error
+        try:
+            return dict(json.loads(done.stdout))
+        except ValueError as error:
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise HostError(f"the data check ended with {done.returncode}: {last}") from error
+
+
+def _summary(report: dict[str, Any]) -> str:
+    first = report["errors"][0]
+    more = report["num_errors"] - 1
+    rest = f" (and {more} more; the job's report lists them)" if more else ""
+    return f"{first['file']} line {first['line']}: {first['message']}{rest}"
