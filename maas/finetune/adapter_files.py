@@ -7,7 +7,6 @@ in them is believed: names, shapes and numbers are compared with the base model'
 
 import hashlib
 import json
-import math
 import os
 import stat
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ IGNORED_NAMES = frozenset({"README.md"})
 MAX_CONFIG_BYTES = 256 * 2**10
 MAX_WEIGHTS_BYTES = 4 * 2**30
 MAX_RANK = 512
+MAX_ALPHA = 1e6
 _DTYPES = ("F32", "F16", "BF16")
 _PREFIX = "base_model.model."
 _PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
@@ -51,7 +51,7 @@ _READ = frozenset(
     }
 )
 # Starts that change the base's own weights: an adapter of one is wrong on the plain base.
-_PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _WHY = {
     "modules_to_save": "whole copies of modules are not served; tune with modules_to_save=None",
     "use_dora": "DoRA is not served; tune with use_dora=False",
@@ -176,7 +176,8 @@ def _check_config(config: Mapping[str, Any], max_rank: int) -> dict[str, Any]:
             continue
         why = _WHY.get(name, "it changes what an adapter computes, or is not known here")
         raise AdapterRefused(f"{CONFIG_NAME}: {name[:100]}: {why}", param=name[:100])
-    if config.get("task_type") not in {None, "CAUSAL_LM"}:
+    # Compared, not looked up: a value may be anything that JSON can say.
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise AdapterRefused(f"{CONFIG_NAME}: task_type must be CAUSAL_LM")
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"{CONFIG_NAME}: biases are not served; tune with bias='none'")
@@ -218,9 +219,10 @@ def _next_rank(r: int) -> int:
 
 def _alpha(config: Mapping[str, Any]) -> float:
     alpha = config.get("lora_alpha")
-    if type(alpha) not in {int, float} or not math.isfinite(alpha) or not 0 < alpha <= 1e6:
-        raise AdapterRefused(f"{CONFIG_NAME}: lora_alpha must be a number over 0")
-    return float(alpha)
+    # A bool is an int to Python; infinity is over the limit and what is no number under none.
+    if not isinstance(alpha, bool) and isinstance(alpha, (int, float)) and 0 < alpha <= MAX_ALPHA:
+        return float(alpha)
+    raise AdapterRefused(f"{CONFIG_NAME}: lora_alpha must be a number over 0")
 
 
 def _targets(config: Mapping[str, Any]) -> list[str]:
@@ -228,7 +230,7 @@ def _targets(config: Mapping[str, Any]) -> list[str]:
     if not isinstance(targets, list) or not targets:
         raise AdapterRefused(f"{CONFIG_NAME}: target_modules must be a list of module names")
     for name in targets:
-        if name not in LINEAR_MODULES:
+        if not isinstance(name, str) or name not in LINEAR_MODULES:
             raise AdapterRefused(
                 f"{CONFIG_NAME}: target_modules: {str(name)[:100]!r} is no linear layer of a "
                 "transformer block, and only those are served"
@@ -282,9 +284,7 @@ def _split(name: str) -> tuple[str, str]:
     )
 
 
-def _content_id(
-    path: Path, tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]
-) -> str:
+def _content_id(path: Path, tensors: Mapping[str, TensorEntry], config: Mapping[str, Any]) -> str:
     """Hash what an adapter computes; every number is looked at on the way."""
     digest = hashlib.sha256(b"maas-adapter-1\0")
     digest.update(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())

@@ -122,7 +122,7 @@ def _entry(name: str, given: Any, *, data_start: int, where: str) -> TensorEntry
 
 
 def _counts(given: Any, about: str) -> tuple[int, ...]:
-    items = cast("list[Any]", given) if isinstance(given, list) else [None]
+    items = cast("list[int]", given) if isinstance(given, list) else [-1]
     # A bool is an int to Python; a huge one would make the product slow to compute.
     if len(items) > 8 or any(type(item) is not int or not 0 <= item < 2**48 for item in items):
         raise AdapterRefused(f"{about}: want a few whole numbers")

@@ -26,7 +26,7 @@ def _model(entry: ModelEntry, snapshot: Snapshot) -> Model:
     if entry.base is None:
         owned_by, root = entry.facts.owned_by, entry.root
     else:
-        owner = snapshot.projects[entry.owner] if entry.owner in snapshot.projects else None
+        owner = snapshot.projects.get(entry.owner or "")
         organization = snapshot.organizations.get(owner.organization_id) if owner else None
         # An alias of a tuned model stands for it; the tuned model itself grew from its base.
         root = entry.base if entry.name == entry.root else entry.root
