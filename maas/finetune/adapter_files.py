@@ -26,6 +26,8 @@ from maas.finetune.safetensors_header import (
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+# The configuration first: a reader that finds the weights finds both.
+ADAPTER_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
 # Read by people only; it is not kept.
 IGNORED_NAMES = frozenset({"README.md"})
 MAX_CONFIG_BYTES = 256 * 2**10
@@ -98,6 +100,27 @@ def check_adapter(
         AdapterRefused: It cannot be served; the message says what, where and how to mend it.
     """
     _check_names(folder)
+    return read_adapter(folder, base, max_rank=max_rank)
+
+
+def describe_adapter(folder: Path) -> AdapterFacts:
+    """Return the facts of an adapter that our own trainer wrote, beside files of its own."""
+    return read_adapter(folder, None)
+
+
+def content_hash(folder: Path) -> str:
+    """Return the id of an adapter that our own trainer wrote."""
+    return describe_adapter(folder).id
+
+
+def read_adapter(
+    folder: Path, base: BaseModules | None, *, max_rank: int = MAX_RANK
+) -> AdapterFacts:
+    """Check an adapter's two files, whatever else is in the folder.
+
+    Raises:
+        AdapterRefused: It cannot be served.
+    """
     config = _read_config(folder / CONFIG_NAME)
     wanted = _check_config(config, max_rank)
     path = folder / WEIGHTS_NAME

@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maas.core.errors import InvalidRequest
-from maas.finetune.adapter_files import (
-    CONFIG_NAME,
-    MAX_RANK,
-    WEIGHTS_NAME,
-    check_adapter,
-    keep_adapter,
-)
+from maas.finetune.adapter_files import ADAPTER_NAMES, MAX_RANK, check_adapter, keep_adapter
 from maas.finetune.base_modules import BaseModules
 from maas.store.adapters import Adapter, AdapterRepository
 from maas.store.blobs import Blobs
 
-FILES = (CONFIG_NAME, WEIGHTS_NAME)
 MAX_SUFFIX_CHARS = 64
 _SUFFIX = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _ID_CHARS = string.ascii_lowercase + string.digits
@@ -106,7 +99,7 @@ class AdapterRegistry:
             keep_adapter(folder, kept, base_model_id, facts)
             # What was copied is what was checked, whatever happened to the folder meanwhile.
             facts = check_adapter(kept, base, max_rank=max_rank)
-            size_bytes = self.blobs.put_folder(blob_key_of(facts.id), kept, FILES)
+            size_bytes = self.blobs.put_folder(blob_key_of(facts.id), kept, ADAPTER_NAMES)
         return self.adapters.add(
             facts.id,
             base_model_id=base_model_id,

@@ -21,9 +21,9 @@ import aiohttp
 
 from maas.core.errors import AdapterRefused, EngineUnreachable, MaasError
 from maas.engines.contract import EngineAdapter
-from maas.finetune.adapter_files import check_adapter
+from maas.finetune.adapter_files import ADAPTER_NAMES, check_adapter
 from maas.finetune.base_modules import BaseModules
-from maas.finetune.registry import FILES, blob_key_of
+from maas.finetune.registry import blob_key_of
 from maas.serving.backoff import backoff_s
 from maas.store.adapters import Adapter, AdapterRepository
 
@@ -80,7 +80,7 @@ class AdapterShelf:
 
     def _checked(self, folder: Path, adapter_id: str) -> Path:
         self._home.mkdir(parents=True, exist_ok=True)
-        self._folders.get_folder(blob_key_of(adapter_id), folder, FILES)
+        self._folders.get_folder(blob_key_of(adapter_id), folder, ADAPTER_NAMES)
         found = check_adapter(folder, self._base, max_rank=self._max_rank).id
         if found != adapter_id:
             raise AdapterRefused(
