@@ -8,12 +8,14 @@ import sys
 import aiohttp
 
 from maas.bootstrap.child import begin
+from maas.bootstrap.jobs import make_queue
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
+from maas.serving.jobs.runners import RayRunners
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
@@ -56,7 +58,9 @@ async def run(settings: Settings) -> None:
             client=client,
             clock=store.clock,
         )
-        await reconcile(settings, store, cluster, planner)
+        runners = RayRunners(settings)
+        queue = make_queue(settings, runners, runners.free_gpus)
+        await reconcile(settings, store, cluster, planner, queue)
         watch.cancel()
 
 

@@ -21,14 +21,21 @@ from maas.core.settings import Settings
 from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
-from maas.gateway.app import Gateway, create_gateway
+from maas.finetune.charges import TrainingLedger
+from maas.finetune.recipe import load_recipes
+from maas.gateway.app import Gateway, Workshop, create_gateway
 from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.facts import ModelFacts
+from maas.gateway.fine_tuning.service import FineTuning
 from maas.gateway.relay.snapshot import Sources
+from maas.ledger.books import Books
 from maas.ledger.ledger import Ledger
+from maas.store.blobs import open_blobs
+from maas.store.files import FileRepository
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
+from maas.store.uploads import UploadRepository
 
 METRICS_HOST = "127.0.0.1"
 SHUTDOWN_GRACE_S = 3
@@ -83,6 +90,26 @@ def connect_with(
     return connect
 
 
+def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
+    files = FileRepository(store.database, store.clock)
+    books = Books(store.database, store.clock)
+    return Workshop(
+        blobs=open_blobs(settings),
+        files=files,
+        uploads=UploadRepository(store.database, store.clock),
+        fine_tuning=FineTuning(
+            database=store.database,
+            jobs=store.jobs,
+            files=files,
+            tuned_models=store.tuned_models,
+            ledger=TrainingLedger(store.database, store.clock, books, ledger.tariff),
+            recipes=load_recipes(settings.finetune.recipes_dir),
+            cards=load_catalog(settings.models_dir),
+            max_unfinished=settings.finetune.max_unfinished_jobs,
+        ),
+    )
+
+
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
     secrets = SecretBox(settings.home)
@@ -93,6 +120,7 @@ def make_gateway(settings: Settings, store: Store) -> Gateway:
         Sources(store.state, store.leases, ledger.tariff),
         ledger,
         store.tenancy,
+        _workshop(settings, store, ledger),
         describe=describe_with(settings),
         connect=connect_with(settings),
         sealing=Sealing(secrets.seal, secrets.open),

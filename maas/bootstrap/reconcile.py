@@ -13,13 +13,28 @@ from maas.core.errors import MaasError
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.controller import Cluster, Planner, Reconciler
+from maas.serving.jobs.queue import JobQueue
 from maas.serving.leadership import GuardedCluster, Leadership
 
 LEASE_NAME = "controller"
 
 
-async def reconcile(settings: Settings, store: Store, cluster: Cluster, planner: Planner) -> None:
-    """Keep the cluster as the store says while this process leads, until asked to stop."""
+async def reconcile(
+    settings: Settings,
+    store: Store,
+    cluster: Cluster,
+    planner: Planner,
+    queue: JobQueue | None = None,
+) -> None:
+    """Keep the cluster as the store says while this process leads, until asked to stop.
+
+    Args:
+        settings: The platform's.
+        store: What should be.
+        cluster: What is.
+        planner: Turns deployments into what can run.
+        queue: Gives jobs their runners; none where nothing is trained.
+    """
     holder, ttl_s = new_id("controller"), settings.serving.lease_ttl_s
     leadership = Leadership(
         partial(store.leases.acquire, LEASE_NAME, holder, ttl_s=ttl_s), ttl_s=ttl_s
@@ -35,7 +50,10 @@ async def reconcile(settings: Settings, store: Store, cluster: Cluster, planner:
             clock=store.clock,
             max_backoff_s=settings.serving.max_backoff_s,
         )
-        await reconciler.run(settings.serving.reconcile_interval_s)
+        async with asyncio.TaskGroup() as passes:
+            passes.create_task(reconciler.run(settings.serving.reconcile_interval_s))
+            if queue is not None:
+                passes.create_task(queue.run(settings.serving.reconcile_interval_s))
 
     task = asyncio.create_task(leadership.lead(term))
     loop = asyncio.get_running_loop()

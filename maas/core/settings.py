@@ -96,6 +96,8 @@ class FinetuneSettings(_Section):
     """Folder of recipes; by default the one beside the package in a checkout."""
     max_running_jobs: int = Field(default=1, gt=0)
     """Jobs that train at a time; the others wait in the queue."""
+    max_unfinished_jobs: int = Field(default=100, gt=0)
+    """Jobs of one project that are not over; another one is refused."""
     num_workers: int = Field(default=1, gt=0)
     """Workers of one job, on as many GPUs where there are some."""
     max_failures: int = Field(default=5, gt=0)

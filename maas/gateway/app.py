@@ -25,6 +25,10 @@ from maas.core.ids import new_id
 from maas.core.settings import GatewaySettings
 from maas.gateway.control_writes import ControlWrites, Sealing
 from maas.gateway.errors import error_body, error_headers, status_of
+from maas.gateway.files import routes as files
+from maas.gateway.files.door import FileDoor, takes_file
+from maas.gateway.fine_tuning import routes as fine_tuning
+from maas.gateway.fine_tuning.service import FineTuning
 from maas.gateway.health import routes as health
 from maas.gateway.models import routes as models
 from maas.gateway.organization import routes as organization
@@ -38,13 +42,17 @@ from maas.gateway.relay.snapshot import Connect, Describe, SnapshotReader, Sourc
 from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import live_origin
+from maas.gateway.uploads import routes as uploads
 from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
+from maas.store.blobs import Blobs
+from maas.store.files import FileRepository
 from maas.store.tenancy import Tenancy
+from maas.store.uploads import UploadRepository
 from maas.store.webhooks import WebhookRepository
 
 RELAYED = {
@@ -94,9 +102,10 @@ class Gateway:
 class Dispatcher:
     """Sends relayed routes straight to the relay and everything else to FastAPI."""
 
-    def __init__(self, relayed: dict[str, ASGIApp], control: ASGIApp) -> None:
+    def __init__(self, relayed: dict[str, ASGIApp], control: ASGIApp, files_in: ASGIApp) -> None:
         self._relayed = relayed
         self._control = control
+        self._files_in = files_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -104,6 +113,9 @@ class Dispatcher:
             app = self._relayed.get(scope["path"])
             if app is not None:
                 await app(scope, receive, send)
+                return
+            if takes_file(scope):
+                await self._files_in(scope, receive, send)
                 return
         await self._control(scope, receive, send)
 
@@ -175,13 +187,25 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return openapi
 
 
-def _control_plane(
+@dataclass(frozen=True)
+class Workshop:
+    """What files and fine-tuning work with."""
+
+    blobs: Blobs
+    files: FileRepository
+    uploads: UploadRepository
+    fine_tuning: FineTuning
+
+
+def _control_plane(  # noqa: PLR0913 - what the routes work with
     relay: Relay,
     snapshots: SnapshotReader,
     tenancy: Tenancy,
     *,
+    settings: GatewaySettings,
     ledger: Ledger,
     webhooks: WebhookRepository,
+    workshop: Workshop,
 ) -> FastAPI:
     app = FastAPI(
         title="maas",
@@ -197,9 +221,17 @@ def _control_plane(
     app.state.spent = ledger.usage.spent_this_month
     app.state.usage = ledger.usage
     app.state.webhooks = webhooks
+    app.state.settings = settings
+    app.state.blobs = workshop.blobs
+    app.state.files = workshop.files
+    app.state.uploads = workshop.uploads
+    app.state.fine_tuning = workshop.fine_tuning
     app.include_router(health.router)
     app.include_router(models.router)
     app.include_router(organization.router)
+    app.include_router(files.router)
+    app.include_router(uploads.router)
+    app.include_router(fine_tuning.router)
     for kind in (MaasError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
     for path in RELAYED:
@@ -231,6 +263,7 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     sources: Sources,
     ledger: Ledger,
     tenancy: Tenancy,
+    workshop: Workshop,
     *,
     describe: Describe,
     connect: Connect,
@@ -244,6 +277,7 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         sources: What to route by.
         ledger: What things cost, and this gateway's purse.
         tenancy: Who there is and what each may use.
+        workshop: Files and fine-tuning.
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         sealing: Of answers that are kept for repeated requests.
@@ -283,7 +317,15 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
     webhooks = WebhookRepository(tenancy.database, tenancy.clock, sealing.seal)
     control = ControlWrites(
-        _control_plane(relay, snapshots, tenancy, ledger=ledger, webhooks=webhooks),
+        _control_plane(
+            relay,
+            snapshots,
+            tenancy,
+            settings=settings,
+            ledger=ledger,
+            webhooks=webhooks,
+            workshop=workshop,
+        ),
         relay=relay,
         snapshots=snapshots,
         database=tenancy.database,
@@ -292,7 +334,11 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         settings=settings,
     )
     return Gateway(
-        asgi=Dispatcher(relayed, control),
+        asgi=Dispatcher(
+            relayed,
+            control,
+            FileDoor(control, relay=relay, blobs=workshop.blobs, settings=settings),
+        ),
         metrics_asgi=_metrics_app(registry),
         snapshots=snapshots,
         upstream=upstream,

@@ -196,6 +196,31 @@ def in_project(needed: Permission) -> Callable[..., ProjectAuthority]:
     return authorize
 
 
+def in_own_project(needed: Permission) -> Callable[..., ProjectAuthority]:
+    """Return the dependency of a route about what is in the key's own project.
+
+    Args:
+        needed: The permission that the route needs.
+    """
+
+    def authorize(access: _IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
+        project = access.project
+        permissions = _permissions_in(project, access)
+        _check(permissions, needed)
+        return ProjectAuthority(access, project.organization_id, permissions, tenancy, project)
+
+    return authorize
+
+
+def check_may_upload(access: KeyAccess) -> None:
+    """Check that a key may upload files to its project.
+
+    Raises:
+        PermissionDenied: It may not.
+    """
+    _check(_permissions_in(access.project, access), Permission.FILES)
+
+
 def _permissions_in(project: Project, access: KeyAccess) -> frozenset[Permission]:
     if access.is_operator:
         return access.everywhere

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.errors import Conflict, NotFound, Superseded
 from maas.core.ids import new_id
 from maas.store.database import Database
-from maas.store.finetune_tables import CheckpointRow, JobEventRow, JobRow
+from maas.store.finetune_tables import CheckpointRow, JobEventRow, JobRow, TunedModelRow
 from maas.store.pages import Page, Window, read_page
 from maas.store.text import as_text
 from maas.store.webhooks import enqueue_for_project
@@ -246,23 +246,6 @@ class JobRepository:
         with self._database.read() as session:
             return record_of(_of_project(session, project_id, job_id))
 
-    def list(
-        self, project_id: str, window: Window, labels: Mapping[str, str] | None = None
-    ) -> Page[Job]:
-        """Return a page of a project's jobs.
-
-        Args:
-            project_id: Whose.
-            window: Which part of the list.
-            labels: Only jobs that have all of these.
-        """
-        wanted = select(JobRow).where(JobRow.project_id == project_id)
-        for name, value in (labels or {}).items():
-            wanted = wanted.where(JobRow.labels[name].as_string() == value)
-        with self._database.read() as session:
-            page = read_page(session, wanted, order=(JobRow.created_at, JobRow.id), window=window)
-            return Page(tuple(record_of(row) for row in page.items), page.has_more)
-
     def events(self, project_id: str, job_id: str, window: Window) -> Page[JobEvent]:
         """Return a page of what a job told.
 
@@ -364,6 +347,16 @@ class JobRepository:
             )
             return tuple(record_of(row) for row in rows)
 
+    def count_unfinished(self, project_id: str) -> int:
+        """Return how many of a project's jobs are not over."""
+        over = [status.value for status in TERMINAL]
+        with self._database.read() as session:
+            return session.scalars(
+                select(func.count())
+                .select_from(JobRow)
+                .where(JobRow.project_id == project_id, JobRow.status.not_in(over))
+            ).one()
+
     def find(self, job_id: str) -> Job | None:
         """Return a job of whatever project."""
         with self._database.read() as session:
@@ -412,34 +405,66 @@ class JobRepository:
             return record_of(row)
 
     def add_checkpoint(
-        self, job_id: str, attempt: int, *, step: int, metrics: Mapping[str, Any], model_id: str
+        self,
+        job_id: str,
+        attempt: int,
+        *,
+        step: int,
+        metrics: Mapping[str, Any],
+        model_id: str,
+        keep: int,
     ) -> None:
-        """Write down a checkpoint, once.
+        """Write down a checkpoint, once, and forget all but the newest ones with their models.
+
+        Args:
+            job_id: Which job.
+            attempt: This runner's.
+            step: After which step.
+            metrics: What was measured.
+            model_id: The name it answers under.
+            keep: How many are kept.
 
         Raises:
             Superseded: The job is not this runner's any more.
         """
-        with self._database.write(bump_revision=False) as session:
+        with self._database.write() as session:
             row = _of_attempt(session, job_id, attempt)
-            known = select(CheckpointRow.id).where(
-                CheckpointRow.job_id == job_id, CheckpointRow.step == step
+            rows = list(session.scalars(_checkpoints_of(job_id)))
+            if any(known.step == step for known in rows):
+                return
+            created = CheckpointRow(
+                id=new_id("ftckpt"),
+                job_id=job_id,
+                step=step,
+                metrics=dict(metrics),
+                model_id=model_id,
+                created_at=self._clock.now(),
             )
-            if session.scalars(known).first() is None:
-                session.add(
-                    CheckpointRow(
-                        id=new_id("ftckpt"),
-                        job_id=job_id,
-                        step=step,
-                        metrics=dict(metrics),
-                        model_id=model_id,
-                        created_at=self._clock.now(),
-                    )
-                )
-                self._tell(
-                    session,
-                    row,
-                    Telling(f"checkpoint:{step}", f"Checkpoint created at step {step}"),
-                )
+            session.add(created)
+            told = Telling(f"checkpoint:{step}", f"Checkpoint created at step {step}")
+            self._tell(session, row, told)
+            for old in [*rows, created][:-keep]:
+                model = session.get(TunedModelRow, old.model_id)
+                if model is not None:
+                    model.deleted_at = self._clock.now()
+                session.delete(old)
+
+    def kept_checkpoints(self, job_id: str) -> tuple[JobCheckpoint, ...]:
+        """Return a job's checkpoints, oldest first, of whatever project."""
+        with self._database.read() as session:
+            return tuple(_checkpoint_of(row) for row in session.scalars(_checkpoints_of(job_id)))
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """Return what was measured at each step of a job, in order."""
+        told = select(JobEventRow.data).where(
+            JobEventRow.job_id == job_id, JobEventRow.type == "metrics"
+        )
+        by_step: dict[int, dict[str, Any]] = {}
+        with self._database.read() as session:
+            for data in session.scalars(told):
+                if data is not None:
+                    by_step.setdefault(int(data["step"]), {}).update(data)
+        return [by_step[step] for step in sorted(by_step)]
 
     def wait(self, job_id: str, attempt: int, reason: str) -> None:
         """Tell why a job waits for its turn, once for each reason."""
@@ -467,6 +492,23 @@ class JobRepository:
             message = f"The trainer ended: {reason}; going on from the last checkpoint"
             self._tell(session, row, Telling(f"ended:{attempt}", message, "warn"))
             return record_of(row)
+
+    def list(
+        self, project_id: str, window: Window, labels: Mapping[str, str] | None = None
+    ) -> Page[Job]:
+        """Return a page of a project's jobs.
+
+        Args:
+            project_id: Whose.
+            window: Which part of the list.
+            labels: Only jobs that have all of these.
+        """
+        wanted = select(JobRow).where(JobRow.project_id == project_id)
+        for name, value in (labels or {}).items():
+            wanted = wanted.where(JobRow.labels[name].as_string() == value)
+        with self._database.read() as session:
+            page = read_page(session, wanted, order=(JobRow.created_at, JobRow.id), window=window)
+            return Page(tuple(record_of(row) for row in page.items), page.has_more)
 
     def _apply(self, session: Session, row: JobRow, change: JobChange) -> None:
         now = self._clock.now()
@@ -559,6 +601,10 @@ def _of_attempt(session: Session, job_id: str, attempt: int) -> JobRow:
     if row is None or row.attempt != attempt or JobStatus(row.status) in TERMINAL:
         raise Superseded(f"attempt {attempt} at job {job_id} is not the newest any more")
     return row
+
+
+def _checkpoints_of(job_id: str) -> Select[CheckpointRow]:
+    return select(CheckpointRow).where(CheckpointRow.job_id == job_id).order_by(CheckpointRow.step)
 
 
 def _check_not_over(row: JobRow, what: str) -> None:

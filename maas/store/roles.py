@@ -52,7 +52,8 @@ OF_ROLE: dict[Role, frozenset[Permission]] = {
 # Of keys that nobody owns.
 INFERENCE_SCOPE, ORGANIZATION_SCOPE, ADMIN_SCOPE = "inference", "organization", "admin"
 OF_SCOPE: dict[str, frozenset[Permission]] = {
-    INFERENCE_SCOPE: frozenset({Permission.INFERENCE}),
+    # All that an application does with its project: ask, upload, tune.
+    INFERENCE_SCOPE: frozenset({Permission.INFERENCE, Permission.FILES, Permission.JOBS}),
     ORGANIZATION_SCOPE: ALL - {Permission.INFERENCE},
     ADMIN_SCOPE: ALL,
 }

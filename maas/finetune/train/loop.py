@@ -4,6 +4,7 @@ What a step does depends on the spec, its number and the state of a checkpoint, 
 a run that was killed and goes on has the same losses as one that was not.
 """
 
+import json
 import logging
 import math
 import time
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # A run that is killed loses at most this much of its work, epochs apart.
 CHECKPOINT_EVERY_S = 60.0
+NUM_GOLDEN = 4
 
 
 def train(spec: TrainSpec, reporter: Reporter) -> TrainOutcome:
@@ -224,6 +226,11 @@ class _Run:
         if found is None:
             return 0
         step, state = found
+        for kept in self._kept():
+            # Whoever was killed may not have been told.
+            path, metrics = self._checkpoints.path(kept), self._checkpoints.metrics(kept)
+            del metrics["is_kept"]
+            self._reporter.on_checkpoint(CheckpointReport(step=kept, path=path, metrics=metrics))
         self._optimizer.load_state(state["optimizer"])
         self._num_tokens = int(state["num_tokens"])
         self._epoch = Seen(**state["epoch"])
@@ -242,6 +249,22 @@ class _Run:
             output_dir=self._checkpoints.path(best),
             metrics={name: value for name, value in metrics.items() if name != "is_kept"},
         )
+
+
+def golden_chats(spec: TrainSpec) -> list[list[dict[str, Any]]]:
+    """Return the prompts of the first examples: what the tuned model will be asked."""
+    if spec.method != "supervised":
+        return []
+    chats: list[list[dict[str, Any]]] = []
+    with spec.train_file.open(encoding="utf-8-sig") as stream:
+        for line in stream:
+            messages = json.loads(line)["messages"] if line.strip() else []
+            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+            if turns and turns[0] > 0:
+                chats.append(messages[: turns[0]])
+            if len(chats) == NUM_GOLDEN:
+                break
+    return chats
 
 
 def limit_threads(num_threads: int) -> None:

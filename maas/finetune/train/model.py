@@ -1,5 +1,6 @@
 """The model that is trained: loaded, given an adapter, saved."""
 
+import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from maas.finetune.train.packing import PackedRow
 log = logging.getLogger(__name__)
 
 ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -66,6 +68,7 @@ class TrainedModel:
 
     def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
         self.device = device
+        self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
@@ -80,8 +83,6 @@ class TrainedModel:
                     lora_alpha=recipe.lora_alpha,
                     lora_dropout=recipe.lora_dropout,
                     target_modules=_targets(recipe),
-                    # Merged, served and trained the same: no path of this machine in it.
-                    base_model_name_or_path=model_dir.name,
                 ),
                 autocast_adapter_dtype=False,
             )
@@ -139,6 +140,13 @@ class TrainedModel:
         was_inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = was_inference
+        # A set: in each process of another order, and so of another hash.
+        path = folder / CONFIG_FILE
+        written = json.loads(path.read_text(encoding="utf-8"))
+        written["target_modules"] = sorted(written["target_modules"])
+        # A path of this machine means nothing where it is served.
+        written["base_model_name_or_path"] = self._name
+        path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
         state = get_peft_model_state_dict(self.module, state_dict=masters)
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
         save_file(tensors, str(folder / ADAPTER_FILE), metadata={"format": "pt"})

@@ -1,6 +1,5 @@
 """What the trainer is told, and what it tells. Light: no ML library."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -93,6 +92,11 @@ class TrainOutcome(_Message):
     """Of the best checkpoint."""
 
 
+def golden_file(spec: TrainSpec, adapter_id: str) -> Path:
+    """Return where the golden answers of an adapter of this run are."""
+    return spec.run_dir / "golden" / f"{adapter_id}.json"
+
+
 class Reporter(Protocol):
     """Who is told."""
 
@@ -107,6 +111,3 @@ class Reporter(Protocol):
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         """Hear of a checkpoint."""
         ...
-
-
-Tokens = Sequence[int]

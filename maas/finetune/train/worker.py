@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from maas.finetune.train.loop import limit_threads, train
+from maas.finetune.adapter_files import content_hash
+from maas.finetune.receipt.golden import write_golden
+from maas.finetune.train.checkpoints import Checkpoints
+from maas.finetune.train.loop import golden_chats, limit_threads, train
 from maas.finetune.train.spec import (
     CheckpointReport,
     Reporter,
     StepReport,
     TrainSpec,
+    golden_file,
 )
 
 NICENESS = 10
@@ -57,7 +61,21 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         # A worker that was thought dead may live for a moment more.
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcome = train(spec, reporter)
+        if outcome.status == "finished" and spec.recipe.tuning != "full":
+            _write_golden(spec)
         reporter.on_outcome(outcome)
+
+
+def _write_golden(spec: TrainSpec) -> None:
+    """Write down what each kept adapter says, for its receipt."""
+    kept = Checkpoints(spec.run_dir)
+    folders = [kept.path(step) for step in kept.steps() if kept.metrics(step)["is_kept"]]
+    write_golden(
+        spec.model_dir,
+        {folder: golden_file(spec, content_hash(folder)) for folder in folders},
+        golden_chats(spec),
+        dtype=spec.golden_dtype,
+    )
 
 
 class _Printer:

@@ -41,8 +41,14 @@ class JobDesk:
         self._thread.start()
 
     def close(self) -> None:
-        """Send no more heartbeats."""
+        """Send no more heartbeats, also none that is on its way.
+
+        Before a transaction that this desk writes in: a heartbeat would wait for its end, and it
+        for the heartbeat's.
+        """
         self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     @property
     def may_go_on(self) -> bool:

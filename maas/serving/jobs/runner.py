@@ -4,10 +4,8 @@ Every phase looks at what an earlier attempt left: a report, checkpoints, an ada
 row. Doing a phase again changes nothing, so it does not matter where a process was killed.
 """
 
-import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from maas.core.errors import (
@@ -61,6 +59,7 @@ class JobRunner:
         self._fit = fit
         self._preparation = Preparation(desk, tools, settings)
         self._publisher = Publisher(desk, tools, settings)
+        self._spec: TrainSpec | None = None
 
     def run(self) -> None:
         """Do what the job's status asks for.
@@ -103,10 +102,11 @@ class JobRunner:
 
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         """Take a checkpoint's report."""
-        self._publisher.keep_checkpoint(checkpoint)
+        if self._spec is not None:
+            self._publisher.keep_checkpoint(self._spec, checkpoint)
 
     def _train(self) -> None:
-        spec = self._preparation.make_spec()
+        spec = self._spec = self._preparation.make_spec()
         started = Telling("started", "Fine-tuning job started")
         self._desk.write(JobChange(status=JobStatus.RUNNING, tellings=(started,)))
         outcome = self._fit(spec)
@@ -143,10 +143,3 @@ def _error_of(error: MaasError) -> dict[str, Any]:
         "message": error.message,
         "param": error.context.get("param"),
     }
-
-
-def write_whole(path: Path, value: object) -> None:
-    """Write a JSON file so that it is there whole or not at all."""
-    written = path.with_suffix(".new")
-    written.write_text(json.dumps(value, indent=2), encoding="utf-8")
-    written.replace(path)

@@ -2,18 +2,41 @@
 
 import asyncio
 import logging
+from importlib import import_module
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
 
 from maas.core.errors import EngineError
 from maas.core.settings import Settings
-from maas.serving.jobs.actor import JobActor
 from maas.serving.jobs.queue import RunnerId
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "job"
+
+
+class JobActor:
+    """A runner's actor. It works by itself; its trainer's workers report to it.
+
+    Args:
+        settings: The platform's.
+        runner: Which attempt at which job.
+    """
+
+    def __init__(self, settings: Settings, runner: RunnerId) -> None:
+        # By name: the controller, which knows this class, must not load torch.
+        module = import_module("maas.serving.jobs.attempt")
+        self._attempt = module.Attempt(settings, runner, ray.get_runtime_context().current_actor)
+
+    def hear(self, what: str, report: Any) -> Any:
+        """Take a worker's report: ``on_step``, ``on_validation``, ``on_checkpoint`` ..."""
+        return getattr(self._attempt, what)(report)
+
+
+# Many threads: workers report while it works. Nobody starts it again but the queue.
+_ACTOR: Any = cast("Any", ray.remote)(num_cpus=0, max_restarts=0, max_concurrency=16)(JobActor)
 
 
 class RayRunners:
@@ -45,10 +68,13 @@ class RayRunners:
             raise EngineError(f"no runner could be started: {error}") from error
 
     def _create(self, runner: RunnerId) -> None:
-        actor = JobActor.options(  # pyright: ignore[reportAttributeAccessIssue] - Ray's decorator
-            name=_name_of(runner), lifetime="detached", get_if_exists=True
-        )
+        actor = _ACTOR.options(name=_name_of(runner), lifetime="detached", get_if_exists=True)
         actor.remote(self._settings, runner)
+
+    @staticmethod
+    def free_gpus() -> int:
+        """Return the GPUs of the cluster that nobody holds."""
+        return int(ray.available_resources().get("GPU", 0))
 
     async def kill(self, runner: RunnerId) -> None:
         """End a runner and its workers, at once; fine if it is gone."""

@@ -16,6 +16,7 @@ from maas.store.adapters import AdapterRepository, TunedModelRepository
 from maas.store.blobs import Blobs, open_blobs
 from maas.store.clock import StoreClock
 from maas.store.database import Database
+from maas.store.deployments import DeploymentRepository
 from maas.store.files import FileRepository
 from maas.store.jobs import Job, JobChange, JobRepository, JobStatus
 from maas.store.replicas import ReplicaRepository
@@ -32,6 +33,7 @@ class Tools:
     files: FileRepository
     adapters: AdapterRepository
     tuned_models: TunedModelRepository
+    deployments: DeploymentRepository
     replicas: ReplicaRepository
     tenancy: Tenancy
     blobs: Blobs
@@ -58,9 +60,18 @@ class Tools:
         Raises:
             Superseded: The job is not this runner's any more.
         """
+        desk.close()
         with self.database.together():
             job = desk.write(ending)
             self.ledger.settle(job)
+
+    def deployments_of(self, model_id: str) -> set[str]:
+        """Return the deployments of a model that run, or should."""
+        return {
+            item.id
+            for item in self.deployments.list()
+            if item.model_id == model_id and item.deleted_at is None
+        }
 
 
 def end_job(tools: Tools, job: Job, ending: JobChange) -> None:
@@ -89,6 +100,7 @@ def open_tools(settings: Settings) -> Tools:
         files=FileRepository(database, clock),
         adapters=AdapterRepository(database, clock),
         tuned_models=TunedModelRepository(database, clock),
+        deployments=DeploymentRepository(database, clock),
         replicas=ReplicaRepository(database, clock),
         tenancy=tenancy,
         blobs=open_blobs(settings),

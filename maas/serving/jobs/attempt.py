@@ -1,4 +1,4 @@
-"""A runner's process: a Ray actor that does one attempt at one job and ends."""
+"""What is in a runner's process: one attempt at one job, with its trainer on Ray Train."""
 
 import logging
 import os
@@ -35,36 +35,36 @@ class WorkerReporter:
 
     def on_step(self, step: StepReport) -> bool:
         """Tell of an optimizer step; false means: keep a checkpoint and stop."""
-        return bool(ray.get(self._actor.on_step.remote(step)))
+        return bool(ray.get(self._actor.hear.remote("on_step", step)))
 
     def on_validation(self, metrics: dict[str, float]) -> None:
         """Tell of a validation."""
-        ray.get(self._actor.on_validation.remote(metrics))
+        ray.get(self._actor.hear.remote("on_validation", metrics))
 
     def on_checkpoint(self, checkpoint: CheckpointReport) -> None:
         """Tell of a checkpoint that is on the disk."""
-        ray.get(self._actor.on_checkpoint.remote(checkpoint))
+        ray.get(self._actor.hear.remote("on_checkpoint", checkpoint))
 
     def on_outcome(self, outcome: TrainOutcome) -> None:
         """Tell how training ended."""
-        ray.get(self._actor.on_outcome.remote(outcome))
+        ray.get(self._actor.hear.remote("on_outcome", outcome))
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=16)
-class JobActor:
+class Attempt:
     """Does one attempt at one job, then ends its process.
 
     Args:
         settings: The platform's.
         runner: Which attempt at which job.
+        actor: Handle of the actor it is in: workers report to it.
     """
 
-    def __init__(self, settings: Settings, runner: RunnerId) -> None:
+    def __init__(self, settings: Settings, runner: RunnerId, actor: Any) -> None:
         logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
         self._settings = settings
         self._outcome: TrainOutcome | None = None
         self._tools = open_tools(settings)
-        self._handle = ray.get_runtime_context().current_actor
+        self._handle = actor
         self._runner: JobRunner | None = None
         threading.Thread(target=self._work, args=(runner,), name="job").start()
 

@@ -1,0 +1,71 @@
+"""The controller's part in fine-tuning: the queue, put together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from maas.catalog.catalog import load_catalog
+from maas.catalog.machine import probe_machine
+from maas.core.settings import Settings
+from maas.serving.jobs.queue import JobQueue, Runners
+from maas.serving.jobs.room import Room
+from maas.serving.jobs.tools import Tools, end_job, open_tools
+from maas.store.jobs import Job, JobChange
+from maas.store.records import Priority
+
+_RANKS = {Priority.ONLINE: 0, Priority.BATCH: 1, Priority.BACKGROUND: 2}
+
+
+@dataclass(frozen=True)
+class QueuePolicy:
+    """Whose turn it is, and whether there is room.
+
+    Attributes:
+        tools: Store and ledger.
+        room: Of this machine or cluster.
+    """
+
+    tools: Tools
+    room: Room
+
+    def rank(self, job: Job) -> int:
+        """Return the place of a job's kind in the queue: the lowest first."""
+        return _RANKS[self.tools.tenancy.projects.get(job.project_id).priority]
+
+    def refuse(self, job: Job, *, num_running: int) -> str | None:
+        """Return why a job cannot start now; nothing if it can."""
+        return self.room.refuse(job, num_running=num_running)
+
+    def must_yield(self, running: tuple[Job, ...]) -> str | None:
+        """Return for what the jobs that train must make room; nothing if they need not."""
+        return self.room.must_yield(running)
+
+    def give_up(self, job: Job, ending: JobChange) -> None:
+        """End a job whose runners keep failing, in one transaction with its money."""
+        end_job(self.tools, job, ending)
+
+
+def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int]) -> JobQueue:
+    """Put the queue of jobs together.
+
+    Args:
+        settings: The platform's.
+        runners: Where they run.
+        free_gpus: GPUs of the cluster that nobody holds.
+    """
+    tools = open_tools(settings)
+    room = Room(
+        cards=load_catalog(settings.models_dir),
+        probe=lambda: probe_machine(settings.weights_dir),
+        deployments=tools.deployments.list,
+        free_gpus=free_gpus,
+        max_running=settings.finetune.max_running_jobs,
+        num_workers=settings.finetune.num_workers,
+        is_one_machine=settings.serving.ray_address is None,
+    )
+    return JobQueue(
+        tools.jobs,
+        runners,
+        policy=QueuePolicy(tools, room),
+        clock=tools.clock,
+        settings=settings.finetune,
+    )

@@ -1,0 +1,1 @@
+"""Files: taken in as they come, listed, handed back."""

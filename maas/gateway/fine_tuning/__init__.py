@@ -1,0 +1,1 @@
+"""Fine-tuning jobs, in OpenAI's shape."""
