@@ -69,6 +69,7 @@ class TrainedModel:
 
     def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
         self.device = device
+        self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
@@ -83,8 +84,6 @@ class TrainedModel:
                     lora_alpha=recipe.lora_alpha,
                     lora_dropout=recipe.lora_dropout,
                     target_modules=_targets(recipe),
-                    # Merged, served and trained the same: no path of this machine in it.
-                    base_model_name_or_path=model_dir.name,
                 ),
                 autocast_adapter_dtype=False,
             )
@@ -153,6 +152,8 @@ class TrainedModel:
         path = folder / CONFIG_FILE
         written = json.loads(path.read_text(encoding="utf-8"))
         written["target_modules"] = sorted(written["target_modules"])
+        # A path of this machine means nothing where it is served.
+        written["base_model_name_or_path"] = self._name
         path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
         state = get_peft_model_state_dict(self.module, state_dict=masters)
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
