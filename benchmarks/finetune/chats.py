@@ -23,7 +23,7 @@ def _text(random_: random.Random) -> str:
 
 def write_chats(file: Path, *, num_chats: int, seed: int) -> None:
     """Write ``num_chats`` conversations of one turn in OpenAI's shape."""
-    random_ = random.Random(seed)
+    random_ = random.Random(seed)  # noqa: S311 - sample data, no secret
     with file.open("w", encoding="utf-8") as out:
         for number in range(num_chats):
             messages = [

@@ -84,7 +84,7 @@ def blocks_of(lengths: tuple[int, ...], max_tokens: int) -> list[tuple[int, ...]
 
 @lru_cache(maxsize=64)
 def _block_mask(lengths: tuple[int, ...], num_groups: int) -> torch.Tensor:
-    """Return what is added to scores: float32, shape (groups x T, T); -inf where nothing is seen."""
+    """Return what is added to scores: float32, shape (groups x T, T); -inf where unseen."""
     example = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     is_seen = (example[:, None] == example[None, :]).tril()
     mask = torch.zeros(is_seen.shape).masked_fill_(~is_seen, float("-inf"))

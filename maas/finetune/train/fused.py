@@ -142,10 +142,9 @@ def speed_up(module: torch.nn.Module) -> None:
 
 
 def _is_plain_lora(layer: LoraLayer) -> bool:
-    dropout = layer.lora_dropout[ADAPTER] if ADAPTER in layer.lora_dropout else None
     return (
         type(layer.get_base_layer()) is torch.nn.Linear
-        and isinstance(dropout, torch.nn.Identity)
+        and isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity)
         and not layer.lora_bias[ADAPTER]
         and not layer.use_dora.get(ADAPTER, False)
     )
