@@ -1,6 +1,5 @@
 """A tuned model of a few weights, its golden file, and engines that serve it, right or wrong."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from maas.finetune.data.rendering import Renderer
 from maas.finetune.receipt.golden import write_golden
+from tests.unit.finetune.receipt.adapters import tune
 from tests.unit.finetune.receipt.serving import Serving, ServingEngine
 
 CHATS = [
@@ -39,40 +39,6 @@ class Tuned:
             str(model_dir or self.model_dir), dtype=torch.float32
         )
         return PeftModel.from_pretrained(base, str(adapter_dir or self.adapter_dir)).eval()
-
-
-def tune(model_dir: Path, folder: Path, *, strength: float = 1.0) -> Path:
-    """Write an adapter whose weights are drawn, not learned."""
-    base = AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", lora_dropout=0.1
-    )
-    torch.manual_seed(11)
-    model = get_peft_model(base, config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.01 * strength)
-    model.save_pretrained(str(folder))
-    return folder
-
-
-def change(
-    source: Path,
-    target: Path,
-    *,
-    tensors: Callable[[dict[str, torch.Tensor]], None] | None = None,
-    **config: object,
-) -> Path:
-    """Copy an adapter with something changed."""
-    shutil.copytree(source, target)
-    path = target / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    if tensors is not None:
-        weights = load_file(target / "adapter_model.safetensors")
-        tensors(weights)
-        save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 @pytest.fixture(scope="session", autouse=True)

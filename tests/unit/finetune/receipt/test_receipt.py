@@ -13,7 +13,8 @@ from maas.core.errors import EngineError, EngineUnreachable, NotFound, ReceiptFa
 from maas.finetune.receipt.golden import write_golden, write_golden_weights
 from maas.finetune.receipt.parity import measure
 from maas.finetune.receipt.records import Golden, read_receipt
-from tests.unit.finetune.receipt.conftest import CHATS, Tuned, change, tune
+from tests.unit.finetune.receipt.adapters import change, tune
+from tests.unit.finetune.receipt.conftest import CHATS, Tuned
 
 MODEL = "lora-under-test"
 
