@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import sys
+from functools import partial
 
 import aiohttp
 
 from maas.bootstrap.child import begin
-from maas.bootstrap.jobs import make_queue
+from maas.bootstrap.jobs import make_queue, make_sweeper
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
@@ -60,7 +61,11 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
-        await reconcile(settings, store, cluster, planner, queue)
+        beside = [
+            partial(queue.run, settings.serving.reconcile_interval_s),
+            make_sweeper(settings).run,
+        ]
+        await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()
 
 

@@ -8,9 +8,11 @@ from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
+from maas.serving.jobs.sweeper import Sweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
 from maas.store.jobs import Job, JobChange
 from maas.store.records import Priority
+from maas.store.uploads import UploadRepository
 
 _RANKS = {Priority.ONLINE: 0, Priority.BATCH: 1, Priority.BACKGROUND: 2}
 
@@ -68,4 +70,16 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
         policy=QueuePolicy(tools, room),
         clock=tools.clock,
         settings=settings.finetune,
+    )
+
+
+def make_sweeper(settings: Settings) -> Sweeper:
+    """Put together what takes away files and folders that nobody needs."""
+    tools = open_tools(settings)
+    return Sweeper(
+        tools.blobs,
+        files=tools.files,
+        uploads=UploadRepository(tools.database, tools.clock),
+        jobs=tools.jobs,
+        jobs_dir=settings.jobs_dir,
     )

@@ -28,7 +28,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
     │   ├── NoReplica               nothing is ready to serve this model
-    │   └── StoreUnavailable        the database does not answer, or is busy for too long
+    │   ├── StoreUnavailable        the database does not answer, or is busy for too long
+    │   └── StorageUnavailable      the storage of files and adapters does not answer
     ├── EngineError                 an engine failed
     │   ├── EngineStartFailed       it exited or never became ready
     │   └── EngineUnreachable       it did not answer, or stopped half way
@@ -174,6 +175,10 @@ class NoReplica(Unavailable):
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    code = "storage_unavailable"
 
 
 class EngineError(MaasError):

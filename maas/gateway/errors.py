@@ -33,6 +33,7 @@ _PRIVATE = (
     errors.HostError,
     errors.EngineStartFailed,
     errors.StoreUnavailable,
+    errors.StorageUnavailable,
 )
 _PRIVATE_MESSAGE = "the server failed; its operator finds the reason in the log, by request id"
 DEFAULT_RETRY_AFTER_S = 2.0

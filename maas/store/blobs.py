@@ -2,13 +2,14 @@
 
 What comes in is spooled to this machine's disk first, hashed on the way, and moved into place
 when it is complete: a rename in a local folder, one upload to S3. Whoever dies in between leaves
-a spool file that nobody sees; ``sweep_spool`` removes those.
+a spool file that nobody sees, or parts of an upload that S3 shows nobody; ``sweep`` removes those.
 
     storage_url = s3://bucket/prefix, or the folder MAAS_HOME/blobs
       files/<file id>                    uploads/<upload id>/<part id>
       adapters/<sha256>/<name>           weights/<sha256>/<name>
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -20,12 +21,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maas.core.errors import ConfigError, DiskFull, HostError, NotFound
+from maas.core.errors import ConfigError, DiskFull, MaasError, NotFound, StorageUnavailable
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 
 CHUNK_BYTES = 1 << 20
 SPOOL_KEPT_S = 86_400.0
+_SWEEP_INTERVAL_S = 3600.0
+# Of an upload to S3: what it holds in memory is their product.
+_S3_PART_BYTES, _S3_PARTS_AT_ONCE = 8 << 20, 4
+_S3_MAX_PARTS = 9000
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 T = TypeVar("T")
 
@@ -54,7 +59,7 @@ class Incoming:
         self.path = path
         self.size_bytes = 0
         self._hash = hashlib.sha256()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _or_full(lambda: path.parent.mkdir(parents=True, exist_ok=True), path)
         self._stream = _or_full(lambda: path.open("xb"), path)
 
     @property
@@ -88,7 +93,9 @@ class Incoming:
 
     def discard(self) -> None:
         """Forget it; doing so twice is fine."""
-        self._stream.close()
+        with contextlib.suppress(OSError):
+            # Closing writes what is buffered, and there may be no room.
+            self._stream.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -111,6 +118,7 @@ class Blobs:
         self._root = root.rstrip("/")
         self._is_local = "://" not in url
         self._spool_dir = spool_dir
+        self._swept_at = 0.0
 
     def begin(self) -> Incoming:
         """Begin to take bytes in.
@@ -118,6 +126,10 @@ class Blobs:
         Raises:
             DiskFull: There is no room.
         """
+        if time.monotonic() - self._swept_at > _SWEEP_INTERVAL_S:
+            # Each machine has a spool of its own, which nobody else can sweep.
+            self._swept_at = time.monotonic()
+            self._sweep_spool()
         return Incoming(self._spool_dir / new_id("spool"))
 
     def put(self, key: str, incoming: Incoming) -> BlobFacts:
@@ -125,7 +137,7 @@ class Blobs:
 
         Raises:
             DiskFull: There is no room.
-            HostError: The storage does not answer.
+            StorageUnavailable: The storage does not answer.
         """
         incoming.seal()
         facts = BlobFacts(key, incoming.size_bytes, incoming.sha256)
@@ -201,23 +213,21 @@ class Blobs:
 
         Raises:
             NotFound: There is no such blob.
-            HostError: The storage does not answer.
+            StorageUnavailable: The storage does not answer.
         """
+        stream = self._asked(lambda: self._fs.open(self._path(key), "rb"), key)
         try:
-            with self._fs.open(self._path(key), "rb") as stream:
-                stream.seek(start)
-                left = None if end is None else end - start
-                while left is None or left > 0:
-                    size = CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)
-                    chunk: bytes = stream.read(size)
-                    if not chunk:
-                        return
-                    left = None if left is None else left - len(chunk)
-                    yield chunk
-        except FileNotFoundError as error:
-            raise NotFound(f"no blob has the key {key!r}") from error
-        except OSError as error:
-            raise HostError(f"the storage of blobs failed: {error}") from error
+            self._asked(lambda: stream.seek(start), key)
+            left = None if end is None else end - start
+            while left is None or left > 0:
+                size = CHUNK_BYTES if left is None else min(CHUNK_BYTES, left)
+                chunk: bytes = self._asked(lambda size=size: stream.read(size), key)
+                if not chunk:
+                    return
+                left = None if left is None else left - len(chunk)
+                yield chunk
+        finally:
+            stream.close()
 
     def exists(self, key: str) -> bool:
         """Say whether there is such a blob."""
@@ -226,13 +236,8 @@ class Blobs:
     def delete(self, key: str) -> None:
         """Remove a blob, or a folder of them; doing so twice is fine."""
 
-        def remove() -> None:
-            try:
-                self._fs.rm(self._path(key), recursive=True)
-            except FileNotFoundError:
-                return
-
-        self._asked(remove)
+        with contextlib.suppress(NotFound):
+            self._asked(lambda: self._fs.rm(self._path(key), recursive=True), key)
 
     def keys(self, prefix: str) -> list[tuple[str, float]]:
         """Return key and age in seconds of each blob under a prefix."""
@@ -246,17 +251,31 @@ class Blobs:
 
         return self._asked(found)
 
-    def sweep_spool(self) -> int:
-        """Remove what was spooled and never kept; return how many files that were."""
+    def sweep(self) -> None:
+        """Remove what was begun long ago and never completed."""
+        self._sweep_spool()
+        if self._is_local:
+            return
+        bucket = self._root.removeprefix("s3://").partition("/")[0]
+        for upload in self._asked(lambda: self._fs.list_multipart_uploads(bucket)):
+            is_ours = f"{bucket}/{upload['Key']}".startswith(f"{self._root}/")
+            if is_ours and time.time() - upload["Initiated"].timestamp() > SPOOL_KEPT_S:
+                self._asked(
+                    lambda upload=upload: self._fs.call_s3(
+                        "abort_multipart_upload",
+                        Bucket=bucket,
+                        Key=upload["Key"],
+                        UploadId=upload["UploadId"],
+                    )
+                )
+
+    def _sweep_spool(self) -> None:
         oldest = time.time() - SPOOL_KEPT_S
-        stale = [
-            path
-            for path in self._spool_dir.glob("spool-*")
-            if path.stat(follow_symlinks=False).st_mtime < oldest
-        ]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        for path in self._spool_dir.glob("spool-*"):
+            # Another process may sweep, too, or its owner may be done.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat(follow_symlinks=False).st_mtime < oldest:
+                    path.unlink()
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -267,26 +286,38 @@ class Blobs:
     def _place(self, spooled: Path, key: str) -> None:
         if self._is_local:
             final = Path(self._path(key))
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _or_full(lambda: final.parent.mkdir(parents=True, exist_ok=True), final)
             _or_full(lambda: spooled.replace(final), final)
             _sync_folder(final.parent)
             return
+        part_bytes = max(_S3_PART_BYTES, spooled.stat().st_size // _S3_MAX_PARTS)
         try:
-            self._asked(lambda: self._fs.put_file(str(spooled), self._path(key)))
+            self._asked(
+                lambda: self._fs.put_file(
+                    str(spooled),
+                    self._path(key),
+                    chunksize=part_bytes,
+                    max_concurrency=_S3_PARTS_AT_ONCE,
+                )
+            )
         finally:
             spooled.unlink(missing_ok=True)
 
     @staticmethod
-    def _asked(ask: Callable[[], T]) -> T:
+    def _asked(ask: Callable[[], T], key: str = "") -> T:
         try:
             return ask()
+        except MaasError:
+            raise
+        except FileNotFoundError as error:
+            raise NotFound(f"no blob has the key {key!r}") from error
         except OSError as error:
             if error.errno in _FULL:
                 raise DiskFull(f"no room for blobs: {error}") from error
-            raise HostError(f"the storage of blobs failed: {error}") from error
+            raise StorageUnavailable(f"the storage of blobs failed: {error}") from error
         except Exception as error:
             # botocore's errors are no OSError.
-            raise HostError(f"the storage of blobs failed: {error}") from error
+            raise StorageUnavailable(f"the storage of blobs failed: {error}") from error
 
 
 def open_blobs(settings: Settings) -> Blobs:

@@ -1,5 +1,6 @@
 """Files: what was uploaded, and what jobs hand back."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select
@@ -18,7 +19,7 @@ PROCESSED = "processed"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a project; its bytes are the blob ``blob_key``."""
+    """A file of a project; its bytes are the blob ``blob_key``, which is empty once they are gone."""
 
     id: str
     project_id: str
@@ -107,27 +108,38 @@ class FileRepository:
         with self._database.write(bump_revision=False) as session:
             self._living(session, project_id, file_id).deleted_at = self._clock.now()
 
-    def gone(self) -> tuple[StoredFile, ...]:
-        """Return the files that are deleted or expired and still have a row."""
+    def gone(self, limit: int) -> tuple[StoredFile, ...]:
+        """Return files that are deleted or expired and whose bytes are still kept."""
         with self._database.read() as session:
             rows = session.scalars(
-                select(FileRow).where(
-                    or_(FileRow.deleted_at.is_not(None), FileRow.expires_at <= self._clock.now())
+                select(FileRow)
+                .where(
+                    FileRow.blob_key != "",
+                    or_(FileRow.deleted_at.is_not(None), FileRow.expires_at <= self._clock.now()),
                 )
+                .limit(limit)
             )
             return tuple(record_of(row) for row in rows)
 
-    def forget(self, file_id: str) -> None:
-        """Remove the row of a file whose bytes are removed; doing so twice is fine."""
-        with self._database.write(bump_revision=False) as session:
-            row = session.get(FileRow, file_id)
-            if row is not None:
-                session.delete(row)
+    def mark_removed(self, file_id: str) -> None:
+        """Write down that a file's bytes are removed; doing so twice is fine.
 
-    def known(self, file_ids: list[str]) -> set[str]:
-        """Return which of these files have a row."""
+        The row stays: what a model was trained on, and what its storage cost, can still be said.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = session.get_one(FileRow, file_id)
+            row.blob_key = ""
+            if row.deleted_at is None:
+                row.deleted_at = row.expires_at
+
+    def kept(self, file_ids: Collection[str]) -> set[str]:
+        """Return which of these files have a row that says that their bytes are kept."""
         with self._database.read() as session:
-            return set(session.scalars(select(FileRow.id).where(FileRow.id.in_(file_ids))))
+            return set(
+                session.scalars(
+                    select(FileRow.id).where(FileRow.id.in_([*file_ids]), FileRow.blob_key != "")
+                )
+            )
 
     def list(self, project_id: str, window: Window, purpose: str | None = None) -> Page[StoredFile]:
         """Return a page of a project's files."""

@@ -10,10 +10,11 @@ from maas.store.text import ShortText
 
 
 class FileRow(Base):
-    """An uploaded file; its bytes are a blob."""
+    """An uploaded file; its bytes are a blob, until they are gone and ``blob_key`` is empty."""
 
     __tablename__ = "files"
     __audit__: ClassVar[str | None] = "file"
+    __audit_ignored__: ClassVar[frozenset[str]] = frozenset({"blob_key"})
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     filename: Mapped[str] = mapped_column(ShortText(1024))
@@ -144,6 +145,7 @@ class AdapterRow(Base):
     r: Mapped[int]
     target_modules: Mapped[list[str]]
     size_bytes: Mapped[int]
+    problem: Mapped[str | None] = mapped_column(ShortText(4096))
     created_at: Mapped[float]
 
 

@@ -1,8 +1,9 @@
 """Uploads: files that come in parts."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -154,16 +155,18 @@ class UploadRepository:
             row.file_id = file_id
             return record_of(row)
 
-    def over(self) -> list[str]:
-        """Return the uploads that are over, or whose time is: their parts are not needed."""
+    def over(self, limit: int) -> list[str]:
+        """Return uploads that are over, or whose time is, and that still have parts or wait."""
+        has_parts = exists().where(UploadPartRow.upload_id == UploadRow.id)
+        is_late = UploadRow.expires_at <= self._clock.now()
         with self._database.read() as session:
-            return list(
-                session.scalars(
-                    select(UploadRow.id).where(
-                        (UploadRow.status != PENDING) | (UploadRow.expires_at <= self._clock.now())
-                    )
+            found = select(UploadRow.id).where(
+                or_(
+                    and_(UploadRow.status != PENDING, has_parts),
+                    and_(UploadRow.status == PENDING, is_late),
                 )
             )
+            return list(session.scalars(found.limit(limit)))
 
     def forget_parts(self, upload_id: str) -> None:
         """Remove the rows of an upload's parts, whose bytes are removed; expire it if pending."""
@@ -173,6 +176,12 @@ class UploadRepository:
             upload = session.get(UploadRow, upload_id)
             if upload is not None and upload.status == PENDING:
                 upload.status = EXPIRED
+
+    def known_parts(self, part_ids: Collection[str]) -> set[str]:
+        """Return which of these parts have a row."""
+        with self._database.read() as session:
+            found = select(UploadPartRow.id).where(UploadPartRow.id.in_([*part_ids]))
+            return set(session.scalars(found))
 
     def _pending(self, session: Session, project_id: str, upload_id: str) -> UploadRow:
         row = _of_project(session, project_id, upload_id)

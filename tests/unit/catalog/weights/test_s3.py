@@ -1,10 +1,6 @@
 """s3:// against a real S3 API (moto's server), where the extra is installed."""
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import pytest
 from maas.catalog.weights.fetch import fetch_weights
 from maas.catalog.weights.files import SourceAccess
 from maas.core.errors import SourceUnreachable
+from tests.s3 import s3_server
 from tests.unit.catalog.fixtures import make_card, write_weights
 
 s3fs = pytest.importorskip("s3fs")
@@ -20,22 +17,9 @@ pytest.importorskip("moto.server")
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        server.terminate()
+def endpoint() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
 
 
 @pytest.mark.filterwarnings("ignore")  # botocore's own deprecations
