@@ -10,6 +10,7 @@ import aiohttp
 from maas.bootstrap.child import begin
 from maas.bootstrap.jobs import make_queue
 from maas.bootstrap.reconcile import reconcile
+from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
@@ -60,7 +61,8 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
-        await reconcile(settings, store, cluster, planner, queue)
+        keeper = make_keeper(settings, store)
+        await reconcile(settings, store, cluster, planner, queue, keeper)
         watch.cancel()
 
 

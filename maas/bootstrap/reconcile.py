@@ -15,6 +15,7 @@ from maas.core.settings import Settings
 from maas.serving.controller import Cluster, Planner, Reconciler
 from maas.serving.jobs.queue import JobQueue
 from maas.serving.leadership import GuardedCluster, Leadership
+from maas.serving.storage import StorageKeeper
 
 LEASE_NAME = "controller"
 
@@ -25,6 +26,7 @@ async def reconcile(
     cluster: Cluster,
     planner: Planner,
     queue: JobQueue | None = None,
+    keeper: StorageKeeper | None = None,
 ) -> None:
     """Keep the cluster as the store says while this process leads, until asked to stop.
 
@@ -34,6 +36,7 @@ async def reconcile(
         cluster: What is.
         planner: Turns deployments into what can run.
         queue: Gives jobs their runners; none where nothing is trained.
+        keeper: Keeps the storage of files in order; none where there is none.
     """
     holder, ttl_s = new_id("controller"), settings.serving.lease_ttl_s
     leadership = Leadership(
@@ -54,6 +57,8 @@ async def reconcile(
             passes.create_task(reconciler.run(settings.serving.reconcile_interval_s))
             if queue is not None:
                 passes.create_task(queue.run(settings.serving.reconcile_interval_s))
+            if keeper is not None:
+                passes.create_task(keeper.run(settings.serving.sweep_interval_s))
 
     task = asyncio.create_task(leadership.lead(term))
     loop = asyncio.get_running_loop()
