@@ -83,7 +83,7 @@ class TrainedModel:
                     r=recipe.r,
                     lora_alpha=recipe.lora_alpha,
                     lora_dropout=recipe.lora_dropout,
-                    target_modules=_targets(recipe),
+                    target_modules=_targets(recipe, base),
                 ),
                 autocast_adapter_dtype=False,
             )
@@ -177,9 +177,18 @@ def _plain_head(base: PreTrainedModel) -> tuple[torch.nn.Module, torch.Tensor] |
     return (decoder, head.weight) if is_plain else None
 
 
-def _targets(recipe: Recipe) -> str | list[str]:
-    targets = recipe.target_modules
-    return targets if isinstance(targets, str) else list(targets)
+def _targets(recipe: Recipe, base: PreTrainedModel) -> list[str]:
+    """Return the last names of the layers that get an adapter: what engines ask for."""
+    if not isinstance(recipe.target_modules, str):
+        return list(recipe.target_modules)
+    head = base.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, part in base.named_modules()
+        # 4-bit layers are of a class made from this one.
+        if isinstance(part, torch.nn.Linear) and part is not head
+    }
+    return sorted(names)
 
 
 def _load(
