@@ -176,6 +176,8 @@ class _Run:
             **validated,
         }
         epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
+        # A run goes on after its newest checkpoint: steps before it are never told again.
+        self._reporter.flush()
         path = self._checkpoints.save(
             step,
             write_model=lambda folder: self._model.save(folder, self._optimizer.masters),
