@@ -65,15 +65,24 @@ class TrainedModel:
         recipe: What changes.
         device: Where it computes.
         seed: Of the adapter's first weights.
+        base: Taken instead of what the folder holds, already on its device.
     """
 
-    def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        *,
+        base: PreTrainedModel | None = None,
+    ) -> None:
         self.device = device
         self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
-        base = _load(model_dir, recipe, self.dtype, device)
+        base = base or _load(model_dir, recipe, self.dtype, device)
         self.module: PreTrainedModel | PeftModel = base
         if not self.is_full:
             self.module = get_peft_model(
