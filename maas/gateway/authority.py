@@ -203,7 +203,7 @@ def in_own_project(needed: Permission) -> Callable[..., ProjectAuthority]:
         needed: The permission that the route needs.
     """
 
-    def authorize(access: _IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
+    def authorize(access: IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
         project = access.project
         permissions = _permissions_in(project, access)
         _check(permissions, needed)
