@@ -61,7 +61,7 @@ class FineTuning:
         card = self._base(who, body.model, recipe)
         for name in ("training_file", "validation_file"):
             self._check_file(project_id, getattr(body, name), name)
-        _check_metadata(body.metadata or {})
+        check_metadata(body.metadata or {})
         new = NewJob(
             project_id=project_id,
             key_id=who.access.key.id,
@@ -150,7 +150,12 @@ def _method_of(body: JobBody) -> tuple[str, HyperparametersBody]:
     return kind, HyperparametersBody() if part is None else part.hyperparameters
 
 
-def _check_metadata(metadata: Mapping[str, str]) -> None:
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Check pairs that a job is labelled with, or looked for by.
+
+    Raises:
+        InvalidRequest: There are too many, one is too long, or is no text.
+    """
     for text in (*metadata, *metadata.values()):
         if text != as_text(text):
             raise InvalidRequest(f"metadata: {text[:40]!r} is no text", param="metadata")
