@@ -26,7 +26,7 @@ from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
 from maas.store.adapters import Adapter, TunedKind, TunedModel, TunedState, engine_name
 from maas.store.files import NewFile, blob_key_of, new_file_id
-from maas.store.jobs import Job, JobChange, JobStatus, Telling
+from maas.store.job_records import Job, JobChange, JobStatus, Telling
 from maas.store.records import Replica, ReplicaState
 
 log = logging.getLogger(__name__)
