@@ -25,14 +25,18 @@ from maas.catalog.fit import FitReport, num_replicas_that_fit
 from maas.catalog.machine import Machine, probe_machine
 from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
+from maas.cli.receipt import render_receipt
 from maas.cli.tenants import ProjectOption, find_project, opened
-from maas.core.errors import ConfigError
+from maas.core.errors import ConfigError, NotFound
 from maas.engines.prepare import folder_name, prepare_model, verify_model
+from maas.finetune.receipt.records import read_receipt
 from maas.serving.options import parse_options
 from maas.serving.plan import check_quantization, size_up
 from maas.store.state import DEFAULT_PROJECT
 
-app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models: list, show, check, pull, verify; receipts of tuned ones.", no_args_is_help=True
+)
 
 ModelId = Annotated[str, typer.Argument(help="Model id, as in: maas model list.")]
 Form = Annotated[
@@ -280,6 +284,30 @@ def add_adapter(
             f"{model.id}: answers as soon as an engine of {base} holds it", soft_wrap=True
         ),
     )
+
+
+@app.command()
+def receipt(
+    name: Annotated[
+        str, typer.Argument(help="A tuned model, as in: ft:<base>:<org>:<suffix>:<id>.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the parity receipt of a tuned model: whether it answers as it was trained to.
+
+    Exit code 1 when it failed.
+    """
+    model = open_store(resolve_settings()).tuned_models.find(name)
+    if model is None:
+        raise NotFound(f"no tuned model has the name {name!r}")
+    found = read_receipt(model.receipt, name)
+    emit(
+        {"model": name, **found.model_dump(mode="json")},
+        as_json=as_json,
+        render=lambda console: render_receipt(console, name, found),
+    )
+    if found.verdict != "passed":
+        raise typer.Exit(code=1)
 
 
 @app.command()

@@ -134,32 +134,14 @@ def judge(golden: Golden, says: EngineSays | None, engine: Identity | None) -> R
 def _engine_leg(golden: Golden, says: EngineSays | None) -> Leg:
     if says is None:
         return Leg(status="not_measured", why="no engine serves the model")
-    free_run = _free_run(golden, says.completions)
+    free_run = sum(says.is_same) / len(says.is_same) if says.is_same else None
     if says.rows is not None:
         leg = _compare(golden, says.rows)
         return leg.model_copy(update={"free_run_agreement": free_run})
-    why = "the engine tells no log-probabilities of a prompt"
+    why = "the engine tells no log-probabilities"
     if free_run is None:
         return Leg(status="not_measured", why=f"{why}, and answers none of the golden chats")
     return Leg(status="measured", why=why, free_run_agreement=free_run)
-
-
-def _free_run(golden: Golden, completions: Sequence[list[int] | str] | None) -> float | None:
-    """Return the share of prompts that the engine answers with the very same tokens."""
-    if completions is None or not golden.answers:
-        return None
-    num_same = 0
-    for answer, said in zip(golden.answers, completions, strict=True):
-        if isinstance(said, str):
-            num_same += said.strip() == answer.completion_text.strip()
-        else:
-            num_same += _without_end(said, golden) == _without_end(answer.completion_ids, golden)
-    return num_same / len(golden.answers)
-
-
-def _without_end(ids: Sequence[int], golden: Golden) -> list[int]:
-    """Return an answer without the token that ends it: some engines tell it, some do not."""
-    return list(ids[:-1]) if ids and ids[-1] in golden.eos_ids else list(ids)
 
 
 def _compare(golden: Golden, theirs: Sequence[list[Row]]) -> Leg:

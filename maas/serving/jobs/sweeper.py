@@ -19,6 +19,7 @@ from maas.store.uploads import UploadRepository
 log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
+AT_ONCE = 1000
 # Older than any upload under way.
 ORPHANED_AFTER_S = 86_400.0
 
@@ -60,19 +61,19 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Take away all that is not needed any more."""
-        for file in self._files.gone():
+        for file in self._files.gone(AT_ONCE):
             self._blobs.delete(file.blob_key)
-            self._files.forget(file.id)
-        for upload_id in self._uploads.over():
+            self._files.mark_removed(file.id)
+        for upload_id in self._uploads.over(AT_ONCE):
             self._blobs.delete(f"uploads/{upload_id}")
             self._uploads.forget_parts(upload_id)
         self._sweep_orphans()
-        self._blobs.sweep_spool()
+        self._blobs.sweep()
         self._sweep_runs()
 
     def _sweep_orphans(self) -> None:
         old = [key for key, age_s in self._blobs.keys("files") if age_s > ORPHANED_AFTER_S]
-        known = self._files.known([key.rsplit("/", 1)[-1] for key in old])
+        known = self._files.kept([key.rsplit("/", 1)[-1] for key in old])
         for key in old:
             if key.rsplit("/", 1)[-1] not in known:
                 log.warning("removing the orphan %s", key)
