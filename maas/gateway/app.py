@@ -45,6 +45,7 @@ from maas.gateway.relay.upstream import Upstream
 from maas.gateway.responses.routes import ResponsesApp
 from maas.gateway.responses.stream import live_origin
 from maas.gateway.uploads import routes as uploads
+from maas.gateway.uploads.joining import Joiner
 from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
@@ -343,7 +344,13 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         asgi=Dispatcher(
             relayed,
             control,
-            FileDoor(control, relay=relay, blobs=workshop.blobs, settings=settings),
+            FileDoor(
+                control,
+                relay=relay,
+                blobs=workshop.blobs,
+                joiner=Joiner(workshop.blobs, workshop.uploads),
+                settings=settings,
+            ),
         ),
         metrics_asgi=_metrics_app(registry),
         snapshots=snapshots,

@@ -120,8 +120,9 @@ class Publisher:
         """Store a checkpoint's adapter, without what only the trainer needs."""
         scratch = self._settings.home / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        tools = self._tools
-        registry = AdapterRegistry(tools.blobs, tools.adapters, tools.tuned_models, scratch)
+        registry = AdapterRegistry(
+            self._tools.blobs, self._tools.adapters, self._tools.tuned_models, scratch
+        )
         with TemporaryDirectory(dir=scratch) as folder:
             for name in ADAPTER_NAMES:
                 shutil.copy(checkpoint / name, Path(folder) / name)
