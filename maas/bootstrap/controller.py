@@ -11,6 +11,7 @@ import aiohttp
 from maas.bootstrap.child import begin
 from maas.bootstrap.jobs import make_queue, make_sweeper
 from maas.bootstrap.reconcile import reconcile
+from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import Settings
@@ -61,9 +62,11 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
+        keeper = make_keeper(settings, store)
         beside = [
             partial(queue.run, settings.serving.reconcile_interval_s),
-            make_sweeper(settings).run,
+            partial(keeper.run, settings.serving.sweep_interval_s),
+            partial(make_sweeper(settings).run, settings.serving.sweep_interval_s),
         ]
         await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()

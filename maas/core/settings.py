@@ -68,6 +68,8 @@ class ServingSettings(_Section):
     """Seconds a replica waits for running requests before it stops."""
     max_backoff_s: float = Field(default=60.0, gt=0)
     """Longest pause between two starts of a deployment that fails."""
+    sweep_interval_s: float = Field(default=60.0, gt=0)
+    """Seconds between two removals of the bytes of files that were deleted or expired."""
     ray_address: str | None = None
     """Address of an existing Ray cluster; none means: start one on loopback."""
     object_store_bytes: int = Field(default=80 * 2**20, ge=76 * 2**20)

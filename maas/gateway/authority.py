@@ -196,17 +196,21 @@ def in_project(needed: Permission) -> Callable[..., ProjectAuthority]:
     return authorize
 
 
-def in_own_project(needed: Permission) -> Callable[..., ProjectAuthority]:
+def in_own_project(
+    needed: Permission, *, or_else: Permission | None = None
+) -> Callable[..., ProjectAuthority]:
     """Return the dependency of a route about what is in the key's own project.
 
     Args:
         needed: The permission that the route needs.
+        or_else: Another one that will do.
     """
 
-    def authorize(access: _IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
+    def authorize(access: IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
         project = access.project
         permissions = _permissions_in(project, access)
-        _check(permissions, needed)
+        if or_else not in permissions:
+            _check(permissions, needed)
         return ProjectAuthority(access, project.organization_id, permissions, tenancy, project)
 
     return authorize

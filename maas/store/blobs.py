@@ -235,7 +235,6 @@ class Blobs:
 
     def delete(self, key: str) -> None:
         """Remove a blob, or a folder of them; doing so twice is fine."""
-
         with contextlib.suppress(NotFound):
             self._asked(lambda: self._fs.rm(self._path(key), recursive=True), key)
 

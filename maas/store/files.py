@@ -19,7 +19,7 @@ PROCESSED = "processed"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a project; its bytes are the blob ``blob_key``, which is empty once they are gone."""
+    """A file of a project; its bytes are the blob ``blob_key``, empty once they are gone."""
 
     id: str
     project_id: str

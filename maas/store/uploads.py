@@ -14,6 +14,7 @@ from maas.store.finetune_tables import UploadPartRow, UploadRow
 from maas.store.text import as_name
 
 LIFETIME_S = 3600.0
+MAX_PARTS = 10_000
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 
 
@@ -106,7 +107,10 @@ class UploadRepository:
         """
         with self._database.write(bump_revision=False) as session:
             upload = self._pending(session, project_id, part.upload_id)
-            total = sum(known.size_bytes for known in _parts_of(session, upload.id))
+            known_parts = _parts_of(session, upload.id)
+            if len(known_parts) >= MAX_PARTS:
+                raise InvalidRequest(f"an upload has at most {MAX_PARTS} parts", param="data")
+            total = sum(known.size_bytes for known in known_parts)
             if total + part.size_bytes > upload.size_bytes:
                 raise InvalidRequest(
                     f"{total + part.size_bytes} bytes are more than the {upload.size_bytes} "

@@ -79,21 +79,35 @@ class RunningGateway:
         return self.client.post("/v1/chat/completions", json=body)
 
 
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, Any]:
+    """Settings of the gateway that a module wants otherwise."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=STORES)
 def gateway(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    gateway_settings: dict[str, Any],
 ) -> Iterator[RunningGateway]:
     home = tmp_path_factory.mktemp("home")
     with (
         fresh_store(request, home, migrated=True) as store_url,
-        running_gateway(home, store_url) as gateway,
+        running_gateway(home, store_url, **gateway_settings) as gateway,
     ):
         yield gateway
 
 
 @contextmanager
-def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
-    """Run a gateway in a thread of this process."""
+def running_gateway(home: Path, store_url: str, **gateway: Any) -> Iterator[RunningGateway]:
+    """Run a gateway in a thread of this process.
+
+    Args:
+        home: Its MAAS_HOME.
+        store_url: Its store.
+        gateway: Settings of its section.
+    """
     settings = Settings.model_validate(
         {
             "home": home,
@@ -103,13 +117,14 @@ def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
                 "max_body_bytes": 200_000,
                 "idle_timeout_s": 2.0,
                 "webhooks_allow_private": True,
+                **gateway,
             },
         }
     )
     store = open_store(settings)
     project_id = ensure_project(store.database, store.clock)
     _, key = store.keys.create(project_id=project_id, name="test", scopes=("inference",))
-    gateway = make_gateway(settings, store)
+    made = make_gateway(settings, store)
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     servers = [
         uvicorn.Server(
@@ -123,16 +138,16 @@ def running_gateway(home: Path, store_url: str) -> Iterator[RunningGateway]:
                 timeout_graceful_shutdown=1,
             )
         )
-        for app in (gateway.asgi, gateway.metrics_asgi)
+        for app in (made.asgi, made.metrics_asgi)
     ]
     is_up = threading.Event()
 
     async def serve() -> None:
-        await gateway.start()
+        await made.start()
         is_up.set()
         pairs = zip(servers, listeners, strict=True)
         await asyncio.gather(*(server._serve(sockets=[lst]) for server, lst in pairs))
-        await gateway.stop()
+        await made.stop()
 
     thread = threading.Thread(target=lambda: uvloop.run(serve()), daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from maas.store.records import Role
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import IdempotencyRow
 from tests.api.conftest import RunningGateway, running_gateway
-from tests.api.test_tenants import BUDGET, OWNED, SHARED, Tenant, tenant
+from tests.api.test_tenants import BUDGET, OWNED, SHARED, Tenant, content_of, tenant
 
 PROJECTS = "/v1/organization/projects"
 CRASH = Path(__file__).with_name("crashing_gateway.py")
@@ -214,6 +214,13 @@ POSTS = {
     "POST /v1/organization/webhooks": {"name": "w", "url": "https://ours.example/other"},
     "POST /v1/organization/rate_limits/{rate_limit_id}": {"max_requests_per_1_minute": 5},
     "POST /v1/organization/spend_limit": BUDGET,
+    "POST /v1/files": {"form": "data"},
+    "POST /v1/uploads": {
+        "filename": "f",
+        "purpose": "fine-tune",
+        "bytes": 4,
+        "mime_type": "text/plain",
+    },
 }
 RELAYED = {
     f"POST /v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses")
@@ -241,19 +248,25 @@ def test_every_route_does_a_repeated_request_once(gateway, owner, route):
     body = POSTS[route]
     if body is not None and body.get("user_id") == "USER":
         body = {**body, "user_id": owner.ids["joining"]}
+    if body is not None and "part_ids" in body:
+        body = {"part_ids": [owner.ids["part_id"]]}
     headers = {
         "Authorization": f"Bearer {owner.keys['admin']}",
         "Idempotency-Key": f"once-{sorted(POSTS).index(route)}",
     }
 
     def send(content: dict | None):
-        return gateway.client.post(owner.path(route), json=content, headers=headers)
+        given = content_of(content)
+        if route == "POST /v1/files":
+            given = {"files": {"file": content["form"]}, "data": {"purpose": "fine-tune"}}
+        return gateway.client.post(owner.path(route), headers=headers, **given)
 
     first, again = send(body), send(body)
     assert first.status_code == 200, first.text
     assert (again.status_code, again.content) == (first.status_code, first.content)
     assert "idempotent-replayed" not in first.headers
     assert again.headers["idempotent-replayed"] == "true"
-    other = send({**(body or {}), "name": "another"})
+    is_form = body is not None and "form" in body
+    other = send({"form": "other"} if is_form else {**(body or {}), "name": "another"})
     assert other.status_code == 409
     assert other.json()["error"]["code"] == "idempotency_key_reused"

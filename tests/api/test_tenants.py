@@ -1,20 +1,28 @@
 """Nobody sees or touches what belongs to another tenant: every route, asked with every key."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from httpx import Client, Response
 
+from maas.core.ids import new_id
+from maas.core.settings import Settings
+from maas.store.blobs import open_blobs
+from maas.store.files import FileRepository, NewFile, blob_key_of, new_file_id
 from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
+from maas.store.uploads import UploadPart, UploadRepository
 from maas.store.webhooks import WebhookRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.adapters import tuned_model
 
 BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
+# The body of a route that takes a form; what it takes is ``data``.
+FORM = {"form": "data"}
 # Routes about one thing, and a body that its owner could send. A new route must come into one
 # of these three tables; a route about somebody's things belongs here.
 OWNED: dict[str, dict[str, Any] | None] = {
@@ -54,6 +62,12 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "DELETE /v1/organization/webhooks/{webhook_id}": None,
     "GET /v1/models/{model}": None,
     "DELETE /v1/models/{model}": None,
+    "GET /v1/files/{file_id}": None,
+    "GET /v1/files/{file_id}/content": None,
+    "POST /v1/uploads/{upload_id}/parts": FORM,
+    "POST /v1/uploads/{upload_id}/complete": {"part_ids": ["PART"]},
+    "POST /v1/uploads/{upload_id}/cancel": None,
+    "DELETE /v1/files/{file_id}": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -69,6 +83,7 @@ LISTS = {
     "GET /v1/organization/costs",
     "GET /v1/organization/webhooks",
     "GET /v1/models",
+    "GET /v1/files",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
@@ -82,6 +97,8 @@ SHARED = {
     "POST /v1/organization/rate_limits/{rate_limit_id}",
     "POST /v1/organization/spend_limit",
     "DELETE /v1/organization/spend_limit",
+    "POST /v1/files",
+    "POST /v1/uploads",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
@@ -102,6 +119,9 @@ class Tenant:
         ids = {**self.ids, "project_id": project_id or self.ids["project_id"]}
         if "/admin_api_keys/" in route:
             ids["key_id"] = self.admin_key_id
+        if "/uploads/" in route:
+            # One for each: what is over cannot be cancelled, and takes no parts.
+            ids["upload_id"] = ids[f"upload_to_{route.rpartition('/')[2]}"]
         return route.partition(" ")[2].format(**ids)
 
 
@@ -136,6 +156,7 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
         organization.id, name=f"{name}-hook", url=f"https://{name}.example/hook"
     )
     ids = {
+        **_file_and_uploads(gateway, first.id, name),
         "project_id": project.id,
         "key_id": key.id,
         "account_id": account.id,
@@ -154,6 +175,44 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
     return Tenant(organization.id, ids, admin.id, values)
 
 
+def _file_and_uploads(gateway: RunningGateway, project_id: str, name: str) -> dict[str, str]:
+    store, blobs = gateway.store, open_blobs(Settings(home=gateway.home))
+    files = FileRepository(store.database, store.clock)
+    uploads = UploadRepository(store.database, store.clock)
+    ids = {"file_id": new_file_id()}
+    for action in ("parts", "complete", "cancel"):
+        ids[f"upload_to_{action}"] = uploads.create(
+            project_id,
+            filename=f"{name}.jsonl",
+            purpose="fine-tune",
+            mime_type="text/jsonl",
+            size_bytes=len(FORM["form"]),
+            file_lifetime_s=None,
+        ).id
+    ids["upload_id"], ids["part_id"] = ids["upload_to_parts"], new_id("part")
+    facts = blobs.put_file(blob_key_of(ids["file_id"]), Path(pytest.__file__))
+    incoming = blobs.begin()
+    incoming.write(FORM["form"].encode())
+    part = blobs.put(f"uploads/{ids['upload_to_complete']}/{ids['part_id']}", incoming)
+    uploads.add_part(
+        project_id,
+        UploadPart(
+            ids["part_id"], ids["upload_to_complete"], part.size_bytes, part.sha256, part.key, 0.0
+        ),
+    )
+    files.create(
+        NewFile(
+            id=ids["file_id"],
+            project_id=project_id,
+            filename=f"{name}.jsonl",
+            purpose="fine-tune",
+            size_bytes=facts.size_bytes,
+            sha256=facts.sha256,
+        )
+    )
+    return ids
+
+
 @pytest.fixture(scope="module")
 def tenants(gateway: RunningGateway) -> tuple[Tenant, Tenant]:
     pair = tenant(gateway, "ours"), tenant(gateway, "theirs")
@@ -169,9 +228,14 @@ def ask(gateway: RunningGateway, route: str, path: str, key: str, *, user: str =
         return client.request(
             route.partition(" ")[0],
             path,
-            json=body,
             headers={"Authorization": f"Bearer {key}"},
+            **content_of(body),
         )
+
+
+def content_of(body: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a body as the client takes it."""
+    return {"files": {"data": body["form"]}} if body and "form" in body else {"json": body}
 
 
 def test_every_route_is_in_one_of_the_tables(gateway: RunningGateway) -> None:

@@ -149,7 +149,7 @@ def test_job_killed_at_random_ends_once_is_charged_once_and_has_one_model(site, 
 
 def check_ended_once(site, job, num_kills):
     ended = site.tools.jobs.find(job.id)
-    assert ended.status is JobStatus.SUCCEEDED
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
     assert ended.attempt > 1 or num_kills == 0
     events = site.rows(select(JobEventRow.key).where(JobEventRow.job_id == job.id))
     assert events.count("terminal") == 1

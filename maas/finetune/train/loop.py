@@ -18,7 +18,7 @@ from maas.core.errors import TrainingFailed
 from maas.finetune.data.rendering import Renderer
 from maas.finetune.train.checkpoints import Checkpoints
 from maas.finetune.train.examples import num_tokens_of, read_examples
-from maas.finetune.train.memory import must_recompute
+from maas.finetune.train.memory import hold_freed_memory, must_recompute
 from maas.finetune.train.model import TrainedModel, choose_device
 from maas.finetune.train.objectives import Example, Seen, objective_of
 from maas.finetune.train.optimizer import MasterAdamW
@@ -50,6 +50,7 @@ def train(spec: TrainSpec, reporter: Reporter) -> TrainOutcome:
         TrainingFailed: The loss is no number any more.
         DiskFull: No room for a checkpoint.
     """
+    hold_freed_memory()
     return _Run(spec, reporter).run()
 
 
@@ -157,6 +158,8 @@ class _Run:
         if is_kept:
             metrics |= self._validate(step)
         epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
+        # A run goes on after its newest checkpoint: steps before it are never told again.
+        self._reporter.flush()
         path = self._checkpoints.save(
             step,
             write_model=lambda folder: self._model.save(folder, self._optimizer.masters),

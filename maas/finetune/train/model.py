@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from maas.core.errors import ConfigError
 from maas.finetune.recipe import Recipe
 from maas.finetune.train import attention
+from maas.finetune.train.fused import speed_up, target_logprobs
 from maas.finetune.train.packing import PackedRow
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ class TrainedModel:
                 ),
                 autocast_adapter_dtype=False,
             )
+            speed_up(self.module)
+        self._head = None if self.is_full else _plain_head(base)
         self.module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -98,13 +101,18 @@ class TrainedModel:
 
     def predict(self, row: PackedRow) -> Predictions:
         """Run one row through the model; logits only where a target follows."""
-        output = self.module(
-            input_ids=row.input_ids,
-            position_ids=row.position_ids,
-            use_cache=False,
-            logits_to_keep=row.predicting,
-            row_lengths=row.lengths,
-        )
+        arguments: dict[str, Any] = {
+            "input_ids": row.input_ids,
+            "position_ids": row.position_ids,
+            "use_cache": False,
+            "row_lengths": row.lengths,
+        }
+        if self._head is not None:
+            decoder, weight = self._head
+            hidden = decoder(**arguments).last_hidden_state[0]
+            hidden = hidden.index_select(0, row.predicting)
+            return Predictions(*target_logprobs(hidden, weight, row.targets))
+        output = self.module(**arguments, logits_to_keep=row.predicting)
         logits = output.logits[0].float()
         logprobs = -torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
         return Predictions(logprobs, logits.detach().argmax(-1) == row.targets)
@@ -140,20 +148,34 @@ class TrainedModel:
         was_inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = was_inference
-        # A set: in each process of another order, and so of another hash.
+        state = get_peft_model_state_dict(self.module, state_dict=masters)
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
         path = folder / CONFIG_FILE
         written = json.loads(path.read_text(encoding="utf-8"))
-        written["target_modules"] = sorted(written["target_modules"])
+        # PEFT writes a set, in each process in another order, and of some models whole paths.
+        modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors}
+        written["target_modules"] = sorted(modules)
         # A path of this machine means nothing where it is served.
         written["base_model_name_or_path"] = self._name
         path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
-        state = get_peft_model_state_dict(self.module, state_dict=masters)
-        tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
         save_file(tensors, str(folder / ADAPTER_FILE), metadata={"format": "pt"})
 
     def load_adapter(self, folder: Path) -> None:
         """Put on what ``save`` wrote for an adapter."""
         set_peft_model_state_dict(self.module, load_file(str(folder / ADAPTER_FILE)))
+
+
+@torch.no_grad()
+def _plain_head(base: PreTrainedModel) -> tuple[torch.nn.Module, torch.Tensor] | None:
+    """Return decoder and output layer, if logits are what the layer makes and nothing more."""
+    decoder, head = base.base_model, base.get_output_embeddings()
+    if decoder is base or type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    ids = torch.tensor([[1, 2, 3, 4]], device=head.weight.device)
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False, "row_lengths": (4,)}
+    logits = base(**arguments).logits
+    is_plain = torch.equal(head(decoder(**arguments).last_hidden_state), logits)
+    return (decoder, head.weight) if is_plain else None
 
 
 def _targets(recipe: Recipe) -> str | list[str]:

@@ -1,6 +1,7 @@
 """Reads ``multipart/form-data`` as it arrives: fields in memory, the file to a spool."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ _MAX_FIELD_BYTES = 64 * 1024
 _MAX_FIELDS = 32
 _MAX_HEADER_BYTES = 8 * 1024
 _BUFFER_BYTES = 1 << 20
+# Of a form beside its file: fields, headers, boundaries.
+_MAX_FRAME_BYTES = 1 << 20
+
+InThread = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,20 @@ class _Reader:
         self._data = b""
         self._num_file_bytes = 0
         self._is_file = False
+        self._num_header_bytes = 0
+        self._has_file = False
 
     def on_part_begin(self) -> None:
         self._headers, self._data, self._is_file = {}, b"", False
+        self._num_header_bytes = 0
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
-        self._check_header()
+        self._check_header(end - start)
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
-        self._check_header()
+        self._check_header(end - start)
 
     def on_header_end(self) -> None:
         self._headers[self._header.lower()] = self._value
@@ -93,21 +101,16 @@ class _Reader:
         self._is_file = self._name == self._file_field
         if not self._is_file:
             return
-        if self.form.incoming is not None:
+        if self._has_file:
             raise InvalidRequest(f"{self._file_field!r} is there twice", param=self._file_field)
         self.form.filename = options.get(b"filename", b"").decode(errors="replace")
-        self.form.incoming = self._blobs.begin()
+        self._has_file = True
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
             self._num_file_bytes += end - start
             if self._num_file_bytes > self._limits.max_file_bytes:
-                raise PayloadTooLarge(
-                    f"the file is over {self._limits.max_file_bytes} bytes; send it in parts "
-                    "(/v1/uploads)",
-                    param=self._file_field,
-                    close=True,
-                )
+                raise _too_large(self._limits, self._file_field)
             self.pending.append(data[start:end])
             self.num_pending += end - start
             return
@@ -133,16 +136,25 @@ class _Reader:
     def flush(self) -> None:
         """Write what is pending; blocks."""
         data, self.pending, self.num_pending = b"".join(self.pending), [], 0
+        if self._has_file and self.form.incoming is None:
+            self.form.incoming = self._blobs.begin()
         if self.form.incoming is not None and data:
             self.form.incoming.write(data)
 
-    def _check_header(self) -> None:
-        if len(self._header) + len(self._value) > _MAX_HEADER_BYTES:
+    def _check_header(self, num_bytes: int) -> None:
+        self._num_header_bytes += num_bytes
+        if self._num_header_bytes > _MAX_HEADER_BYTES:
             raise InvalidRequest("a part's headers are too long", close=True)
 
 
 async def read_form(
-    scope: Scope, receive: Receive, *, file_field: str, blobs: Blobs, limits: Limits
+    scope: Scope,
+    receive: Receive,
+    *,
+    file_field: str,
+    blobs: Blobs,
+    limits: Limits,
+    in_thread: InThread,
 ) -> Form:
     """Read a form; its file goes to the disk as it comes.
 
@@ -152,6 +164,7 @@ async def read_form(
         file_field: Name of the field that is a file.
         blobs: Where it is spooled.
         limits: Of the form.
+        in_thread: Does what may block.
 
     Raises:
         InvalidRequest: It is no such form, or the client left half way.
@@ -159,12 +172,17 @@ async def read_form(
         RequestTimedOut: It came too slowly.
         DiskFull: There is no room for it.
     """
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared) > limits.max_file_bytes + _MAX_FRAME_BYTES:
+        raise _too_large(limits, file_field)
+    if header(scope, b"content-encoding") not in (b"", b"identity"):
+        raise InvalidRequest("compressed bodies are not accepted", close=True)
     reader = _Reader(file_field, blobs, limits)
     parser = MultipartParser(_boundary(scope), callbacks=_callbacks(reader))
     try:
         async with asyncio.timeout(limits.total_timeout_s):
-            await _feed(parser, reader, receive, limits.piece_timeout_s)
-        await asyncio.to_thread(reader.flush)
+            await _feed(parser, reader, receive, limits, in_thread)
+        await in_thread(reader.flush)
     except BaseException as error:
         reader.form.discard()
         if isinstance(error, TimeoutError):
@@ -179,20 +197,38 @@ async def read_form(
 
 
 async def _feed(
-    parser: MultipartParser, reader: _Reader, receive: Receive, piece_timeout_s: float
+    parser: MultipartParser,
+    reader: _Reader,
+    receive: Receive,
+    limits: Limits,
+    in_thread: InThread,
 ) -> None:
+    num_bytes = 0
     while True:
-        async with asyncio.timeout(piece_timeout_s):
+        async with asyncio.timeout(limits.piece_timeout_s):
             message = await receive()
         if message["type"] == "http.disconnect":
             raise InvalidRequest("the client left before its request was complete")
         body = message.get("body", b"")
+        num_bytes += len(body)
+        if num_bytes > limits.max_file_bytes + _MAX_FRAME_BYTES:
+            raise PayloadTooLarge("the form is too long", close=True)
         if body:
             parser.write(body)
         if reader.num_pending >= _BUFFER_BYTES:
-            await asyncio.to_thread(reader.flush)
+            await in_thread(reader.flush)
         if not message.get("more_body", False):
             return
+
+
+def _too_large(limits: Limits, file_field: str) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the file is over {limits.max_file_bytes} bytes; send it in parts (/v1/uploads)"
+        if file_field == "file"
+        else f"the part is over {limits.max_file_bytes} bytes",
+        param=file_field,
+        close=True,
+    )
 
 
 def _boundary(scope: Scope) -> bytes:

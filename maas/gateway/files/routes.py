@@ -1,5 +1,6 @@
 """Upload, list, read and delete files."""
 
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -7,7 +8,7 @@ from starlette.responses import StreamingResponse
 
 from maas.core.errors import InvalidRequest, UnknownField
 from maas.gateway.authority import ProjectAuthority, in_own_project
-from maas.gateway.files.door import STATE_KEY, Received
+from maas.gateway.files.received import received_of
 from maas.gateway.files.schemas import (
     FileDeleted,
     FileObject,
@@ -55,27 +56,20 @@ def _blobs(request: Request) -> Blobs:
     return request.app.state.blobs
 
 
-def received_of(request: Request) -> Received:
-    """Return what the door took in.
-
-    Raises:
-        InvalidRequest: The request did not come through it.
-    """
-    received = request.scope.get("state", {}).get(STATE_KEY)
-    if not isinstance(received, Received):
-        raise InvalidRequest("want multipart/form-data")
-    return received
-
-
 _FilesDep = Annotated[FileRepository, Depends(_files)]
 _BlobsDep = Annotated[Blobs, Depends(_blobs)]
 _Who = Annotated[ProjectAuthority, Depends(in_own_project(Permission.FILES))]
+_Reader = Annotated[
+    ProjectAuthority, Depends(in_own_project(Permission.FILES, or_else=Permission.READ))
+]
 
 
 @router.post("", openapi_extra=_FORM)
 def create_file(request: Request, who: _Who, files: _FilesDep) -> FileObject:
     """Upload a file."""
-    received = received_of(request)
+    received = received_of(request.scope)
+    if received is None:
+        raise InvalidRequest("want multipart/form-data")
     unknown = sorted(received.fields.keys() - _FIELDS)
     if unknown:
         raise UnknownField(f"unknown field {unknown[0]!r}", param=unknown[0])
@@ -95,7 +89,7 @@ def create_file(request: Request, who: _Who, files: _FilesDep) -> FileObject:
 
 @router.get("")
 def list_files(
-    who: _Who,
+    who: _Reader,
     files: _FilesDep,
     purpose: str | None = None,
     after: str | None = None,
@@ -109,7 +103,7 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, who: _Who, files: _FilesDep) -> FileObject:
+def get_file(file_id: str, who: _Reader, files: _FilesDep) -> FileObject:
     """Return one file's facts."""
     return shown(files.get(who.project.id, file_id))
 
@@ -125,8 +119,11 @@ def delete_file(file_id: str, who: _Who, files: _FilesDep) -> FileDeleted:
 def get_content(file_id: str, who: _Who, files: _FilesDep, blobs: _BlobsDep) -> StreamingResponse:
     """Return a file's bytes."""
     file = files.get(who.project.id, file_id)
+    chunks = blobs.read(file.blob_key)
+    # Read before anything is answered: what cannot be read at all is an error with a status.
+    first = next(chunks, b"")
     return StreamingResponse(
-        blobs.read(file.blob_key),
+        chain((first,), chunks),
         media_type="application/octet-stream",
         headers={
             "content-length": str(file.size_bytes),

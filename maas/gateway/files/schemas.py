@@ -1,5 +1,6 @@
 """Files on the wire."""
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ PURPOSES = (
     *("fine-tune", "batch", "evals", "user_data", "assistants", "vision"),
     "adapter",
 )
+_DIGITS = re.compile(r"[0-9]{1,9}")
 MIN_LIFETIME_S, MAX_LIFETIME_S = 3600, 2_592_000
 
 
@@ -73,7 +75,8 @@ def lifetime_of(fields: dict[str, str]) -> int | None:
     anchor, text = (fields.get(f"expires_after[{name}]") for name in ("anchor", "seconds"))
     if anchor is None and text is None:
         return None
-    return checked_lifetime(anchor, int(text) if text and text.isdigit() else None)
+    number = _DIGITS.fullmatch(text or "")
+    return checked_lifetime(anchor, int(number[0]) if number is not None else None)
 
 
 def checked_lifetime(anchor: str | None, lifetime_s: int | None) -> int:
@@ -96,4 +99,4 @@ def checked_lifetime(anchor: str | None, lifetime_s: int | None) -> int:
 
 def safe_filename(name: str) -> str:
     """Return a file's name without the folders some clients send along."""
-    return name.replace("\\", "/").rsplit("/", 1)[-1][:255] or "file"
+    return name.replace("\\", "/").rsplit("/", 1)[-1][-255:] or "file"

@@ -8,6 +8,7 @@ from maas.catalog.card import ModelCard
 from maas.core.errors import InvalidRequest, LimitExceeded, NotFound
 from maas.finetune.charges import TrainingLedger
 from maas.finetune.recipe import Recipe, check_hyperparameters
+from maas.finetune.registry import check_allows_tuning
 from maas.gateway.authority import ProjectAuthority
 from maas.gateway.fine_tuning.schemas import HyperparametersBody, JobBody
 from maas.store.adapters import TunedModelRepository
@@ -111,6 +112,7 @@ class FineTuning:
         if card is None:
             names = ", ".join(sorted(c.id for c in self.cards.values() if c.task == "generate"))
             raise NotFound(f"no model {model!r} can be tuned; there are {names}", param="model")
+        check_allows_tuning(card)
         if card.task != "generate":
             raise InvalidRequest(f"{model} embeds: it cannot be tuned", param="model")
         if card.chat_template is None and recipe.method != "pretrain":

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from maas.gateway.files.schemas import FileObject
 from maas.gateway.organization.wire import Body
-from maas.store.uploads import Upload, UploadPart
+from maas.store.uploads import MAX_PARTS, Upload, UploadPart
 
 
 class ExpiresAfter(Body):
@@ -29,7 +29,7 @@ class UploadBody(Body):
 class CompleteBody(Body):
     """Which parts make the file, in order."""
 
-    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_PARTS)]
     md5: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{32}$")] = None
 
 

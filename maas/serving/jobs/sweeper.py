@@ -1,9 +1,4 @@
-"""Takes away what nobody needs: files that are deleted or expired, parts, orphans, run folders.
-
-Bytes are written before their row and removed before it, so whoever is killed in between leaves
-a blob without a row or a row without a blob: the first is an orphan, found by its age; the second
-is removed again. Nothing is lost for ever and nothing is kept for ever.
-"""
+"""Takes away the folders of jobs that are over: data, checkpoints, golden answers."""
 
 import asyncio
 import logging
@@ -11,45 +6,24 @@ import shutil
 from pathlib import Path
 
 from maas.core.errors import MaasError
-from maas.store.blobs import Blobs
-from maas.store.files import FileRepository
 from maas.store.jobs import JobRepository
-from maas.store.uploads import UploadRepository
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 60.0
-# Older than any upload under way.
-ORPHANED_AFTER_S = 86_400.0
 
-
-class Sweeper:
+class RunSweeper:
     """Sweeps, again and again.
 
     Args:
-        blobs: Bytes.
-        files: Rows of files.
-        uploads: Rows of uploads and their parts.
-        jobs: Says which run folders are done with.
-        jobs_dir: Where run folders are.
+        jobs: Says which are over.
+        jobs_dir: Where their folders are.
     """
 
-    def __init__(
-        self,
-        blobs: Blobs,
-        *,
-        files: FileRepository,
-        uploads: UploadRepository,
-        jobs: JobRepository,
-        jobs_dir: Path,
-    ) -> None:
-        self._blobs = blobs
-        self._files = files
-        self._uploads = uploads
+    def __init__(self, jobs: JobRepository, jobs_dir: Path) -> None:
         self._jobs = jobs
         self._jobs_dir = jobs_dir
 
-    async def run(self, interval_s: float = EVERY_S) -> None:
+    async def run(self, interval_s: float) -> None:
         """Sweep until cancelled; a sweep that fails does not keep the next from its turn."""
         while True:
             try:
@@ -59,31 +33,10 @@ class Sweeper:
             await asyncio.sleep(interval_s)
 
     def sweep(self) -> None:
-        """Take away all that is not needed any more."""
-        for file in self._files.gone():
-            self._blobs.delete(file.blob_key)
-            self._files.forget(file.id)
-        for upload_id in self._uploads.over():
-            self._blobs.delete(f"uploads/{upload_id}")
-            self._uploads.forget_parts(upload_id)
-        self._sweep_orphans()
-        self._blobs.sweep_spool()
-        self._sweep_runs()
-
-    def _sweep_orphans(self) -> None:
-        old = [key for key, age_s in self._blobs.keys("files") if age_s > ORPHANED_AFTER_S]
-        known = self._files.known([key.rsplit("/", 1)[-1] for key in old])
-        for key in old:
-            if key.rsplit("/", 1)[-1] not in known:
-                log.warning("removing the orphan %s", key)
-                self._blobs.delete(key)
-
-    def _sweep_runs(self) -> None:
+        """Remove the folders that no runner needs any more."""
         if not self._jobs_dir.is_dir():
             return
         for folder in self._jobs_dir.iterdir():
             job = self._jobs.find(folder.name)
-            # Its runner may be in its last breath, and write there.
-            is_done = job is None or (job.is_over and job.runner_seen_at is None)
-            if is_done:
+            if job is None or job.is_over:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -30,6 +30,9 @@ class Heard:
         self.steps.append(step)
         return step.step != self._stop_after
 
+    def flush(self):
+        self.flushed = len(self.steps)
+
     def on_validation(self, metrics):
         self.validations.append(metrics)
 
