@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import sys
+from functools import partial
 
 import aiohttp
 
 from maas.bootstrap.child import begin
-from maas.bootstrap.jobs import make_queue
+from maas.bootstrap.jobs import make_queue, make_sweeper
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
@@ -61,8 +62,12 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
-        keeper = make_keeper(settings, store)
-        await reconcile(settings, store, cluster, planner, queue, keeper)
+        beside = [
+            partial(queue.run, settings.serving.reconcile_interval_s),
+            make_sweeper(settings).run,
+            partial(make_keeper(settings, store).run, settings.serving.sweep_interval_s),
+        ]
+        await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()
 
 

@@ -8,6 +8,7 @@ from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
+from maas.serving.jobs.sweeper import Sweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
 from maas.store.jobs import Job, JobChange
 from maas.store.records import Priority
@@ -69,3 +70,8 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
         clock=tools.clock,
         settings=settings.finetune,
     )
+
+
+def make_sweeper(settings: Settings) -> Sweeper:
+    """Put together what takes away the folders of runs."""
+    return Sweeper(open_tools(settings).jobs, settings.jobs_dir)

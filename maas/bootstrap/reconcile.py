@@ -6,16 +6,16 @@ Apart from ``maas.bootstrap.controller`` so that nothing here loads Ray.
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from maas.bootstrap.store import Store
 from maas.core.errors import MaasError
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.serving.controller import Cluster, Planner, Reconciler
-from maas.serving.jobs.queue import JobQueue
 from maas.serving.leadership import GuardedCluster, Leadership
-from maas.serving.storage import StorageKeeper
 
 LEASE_NAME = "controller"
 
@@ -25,8 +25,7 @@ async def reconcile(
     store: Store,
     cluster: Cluster,
     planner: Planner,
-    queue: JobQueue | None = None,
-    keeper: StorageKeeper | None = None,
+    beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
 ) -> None:
     """Keep the cluster as the store says while this process leads, until asked to stop.
 
@@ -35,8 +34,7 @@ async def reconcile(
         store: What should be.
         cluster: What is.
         planner: Turns deployments into what can run.
-        queue: Gives jobs their runners; none where nothing is trained.
-        keeper: Keeps the storage of files in order; none where there is none.
+        beside: What else the leader does, for ever: jobs, sweeps.
     """
     holder, ttl_s = new_id("controller"), settings.serving.lease_ttl_s
     leadership = Leadership(
@@ -55,10 +53,8 @@ async def reconcile(
         )
         async with asyncio.TaskGroup() as passes:
             passes.create_task(reconciler.run(settings.serving.reconcile_interval_s))
-            if queue is not None:
-                passes.create_task(queue.run(settings.serving.reconcile_interval_s))
-            if keeper is not None:
-                passes.create_task(keeper.run(settings.serving.sweep_interval_s))
+            for work in beside:
+                passes.create_task(work())
 
     task = asyncio.create_task(leadership.lead(term))
     loop = asyncio.get_running_loop()

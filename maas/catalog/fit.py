@@ -35,6 +35,7 @@ class FitReport:
         num_gpus: GPUs (or, without any, machines) the sizes are spread over.
         num_full_seqs: Sequences of full length that must have room at once.
         is_kv_set: The cache's size was given, and does not follow from lengths.
+        adapters_bytes: Room for LoRA adapters.
     """
 
     model_id: str
@@ -55,6 +56,7 @@ class FitReport:
     num_gpus: int = 1
     num_full_seqs: int = 1
     is_kv_set: bool = False
+    adapters_bytes: int = 0
 
 
 def weights_bytes(card: ModelCard, *, dtype: str, quantization: str | None) -> int:
@@ -72,6 +74,24 @@ def kv_bytes_per_token(card: ModelCard, *, dtype: str) -> int:
     if card.task == "embed":
         return 0
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * DTYPE_BYTES[dtype]
+
+
+def adapter_bytes(card: ModelCard, *, r: int, dtype: str) -> int:
+    """Return the memory of one LoRA adapter of all linear layers of the blocks.
+
+    A layer of ``in x out`` has ``r x (in + out)`` numbers more (Hu et al. 2021, section 4.1). The
+    width of the feed-forward layers is not on the card; it follows from the parameters.
+    """
+    shape = card.shape
+    hidden = shape.hidden_size
+    queries, keys = (
+        heads * shape.head_dim for heads in (shape.num_attention_heads, shape.num_kv_heads)
+    )
+    attention = 2 * hidden * (queries + keys)
+    in_blocks = max(card.parameters - shape.vocab_size * hidden, 0) // shape.num_layers
+    intermediate = max(in_blocks - attention, 0) // (3 * hidden)
+    widths = 2 * (hidden + queries) + 2 * (hidden + keys) + 3 * (hidden + intermediate)
+    return r * widths * shape.num_layers * DTYPE_BYTES.get(dtype, 2)
 
 
 def kv_copies(card: ModelCard, *, tensor_parallel_size: int) -> float:
@@ -149,8 +169,11 @@ def _cache_advice(report: FitReport, rest: int) -> list[str]:
 
 def _advice(card: ModelCard, report: FitReport, machine: Machine) -> tuple[str, ...]:
     """Say what would make it fit, with numbers, most useful first."""
-    rest = report.available_bytes - report.weights_bytes - report.overhead_bytes
+    taken = report.weights_bytes + report.overhead_bytes + report.adapters_bytes
+    rest = report.available_bytes - taken
     advice = _cache_advice(report, rest)
+    if report.adapters_bytes:
+        advice.append(f"set max_loras to 0: {_gib(report.adapters_bytes)} for adapters")
     # The engine makes the forms without a source, and only on a GPU.
     for name in [form.name for form in card.variants if form.source or machine.gpus]:
         size = weights_bytes(card, dtype=report.dtype, quantization=name)
@@ -170,10 +193,11 @@ def _kv_words(report: FitReport) -> str:
 
 
 def _sizes(report: FitReport) -> str:
+    adapters = f"adapters {_gib(report.adapters_bytes)}, " if report.adapters_bytes else ""
     return (
         f"needs {_gib(report.total_bytes)} (weights {_gib(report.weights_bytes)}, KV cache "
         f"{_gib(report.kv_bytes)}{_kv_words(report)}, "
-        f"engine {_gib(report.overhead_bytes)}) of {_gib(report.available_bytes)}"
+        f"{adapters}engine {_gib(report.overhead_bytes)}) of {_gib(report.available_bytes)}"
     )
 
 
@@ -189,6 +213,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
     gpu_memory_utilization: float = 0.9,
     kv_cache_bytes: int | None = None,
     num_full_seqs: int | None = None,
+    adapters_bytes: int = 0,
 ) -> FitReport:
     """Say whether a model fits a machine, and what to change if not.
 
@@ -205,6 +230,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
             ``num_full_seqs`` sequences.
         num_full_seqs: Sequences of full length that must have room at once; by default all
             ``max_num_seqs``. Engines start with room for one and queue what has none.
+        adapters_bytes: What the engine will set aside for LoRA adapters.
 
     Raises:
         ConfigError: The dtype is not one that engines store weights in.
@@ -227,7 +253,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
     available = _available_bytes(
         machine, num_gpus=num_gpus, gpu_memory_utilization=gpu_memory_utilization
     )
-    total = weights + kv + overhead
+    total = weights + kv + overhead + adapters_bytes
     report = FitReport(
         model_id=card.id,
         dtype=dtype,
@@ -246,6 +272,7 @@ def estimate_fit(  # noqa: PLR0913 - one name for each number an operator can tu
         num_gpus=num_gpus,
         num_full_seqs=num_full,
         is_kv_set=kv_cache_bytes is not None,
+        adapters_bytes=adapters_bytes,
     )
     return _judge(card, machine, report, tensor_parallel_size)
 

@@ -126,6 +126,8 @@ def _render_fit(console: Console, report: FitReport, machine: Machine, num_repli
     sequences = f"{report.max_num_seqs} x {report.max_model_len} tokens"
     table.add_row("KV cache", f"{_gib(report.kv_bytes)} {'set aside' if is_cpu else 'at least'}")
     table.add_row("KV cache when full", f"{_gib(report.full_kv_bytes)} for {sequences}")
+    if report.adapters_bytes:
+        table.add_row("LoRA adapters", _gib(report.adapters_bytes))
     table.add_row("engine itself", _gib(report.overhead_bytes))
     table.add_row("in all", f"{_gib(report.total_bytes)} of {_gib(report.available_bytes)}")
     console.print(table)
@@ -165,7 +167,7 @@ def check(  # noqa: PLR0913 - one option for each number an operator can turn
     }
     card = _card(model_id)
     check_quantization(card, quantization, card.engines[0], machine)
-    _, report = size_up(card, machine, parse_options(options))
+    _, report = size_up(card, machine, parse_options(options), engine=card.engines[0])
     num_replicas = num_replicas_that_fit(report, machine)
     emit(
         {**asdict(report), "num_replicas_that_fit": num_replicas},

@@ -188,6 +188,11 @@ class Settings(_Section):
         return self.home / "jobs"
 
     @property
+    def adapters_dir(self) -> Path:
+        """Folder of this machine's copies of adapters, which engines read."""
+        return self.home / "adapters"
+
+    @property
     def ledger_dir(self) -> Path:
         """Folder of the gateways' write-ahead logs."""
         return self.home / "ledger"

@@ -85,6 +85,10 @@ class EngineSpec:
         tool_call_parser: The engine's name of the parser that reads this model's tool calls;
             none turns tools off.
         reasoning_parser: The engine's name of the parser that tells reasoning from answer.
+        max_loras: LoRA adapters that one batch can mix; 0 serves none.
+        max_cpu_loras: Adapters kept in memory beside them; others are read from disk when asked.
+        lora_modules: Layers that adapters may change, by their names in the weights; none means
+            all that the engine can.
         cache_dir: Folder for compiled kernels and the like, kept between starts.
         extra_engine_args: Command-line arguments handed through as they are.
     """
@@ -106,6 +110,8 @@ class EngineSpec:
     tensor_parallel_size: int = 1
     max_loras: int = 0
     max_lora_rank: int = 16
+    max_cpu_loras: int = 0
+    lora_modules: tuple[str, ...] = ()
     trust_remote_code: bool = False
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

@@ -19,6 +19,12 @@ What an operator says wins; the rules for what is left open, in the order they a
   from 256 to 4,096, never under ``max_num_seqs``, and for an embedding model, which reads its
   input in one step, never under ``max_model_len``.
 
+- **max_loras**: 8 LoRA adapters in a batch where the engine loads them at run time and its
+  implementation of the architecture takes them, fewer where their buffers (``max_loras`` of
+  ``max_lora_rank``, and twice as many kept ready, ``max_cpu_loras``) would pass a 24th of the
+  memory; none for quantised weights on processors. Base requests pay nothing for it
+  (docs/adr/0010), so every such deployment is ready for its first adapter.
+
 Only facts that stay the same while engines run are used (total, not free memory): a plan made
 again later must be the same plan. Whether it fits now is ``maas.catalog.fit``'s question.
 """
@@ -28,7 +34,7 @@ from pathlib import Path
 from typing import Protocol
 
 from maas.catalog.card import ModelCard
-from maas.catalog.fit import kv_bytes_per_token
+from maas.catalog.fit import adapter_bytes, kv_bytes_per_token
 from maas.catalog.machine import Machine
 from maas.engines.contract import EngineSpec
 
@@ -45,6 +51,20 @@ _MIN_KV_BYTES = 64 * 2**20
 # processors vLLM 0.32 fails at fp8, and its int8_per_channel_weight_only answers nonsense.
 QUANTISED_BY_ENGINE = {"vllm": frozenset({"fp8"})}
 GPU_ONLY = frozenset({"fp8"})
+# Architectures whose implementation in an engine takes LoRA adapters while it serves.
+TAKES_ADAPTERS = {
+    "vllm": frozenset(
+        {
+            *("LlamaForCausalLM", "MistralForCausalLM", "AquilaForCausalLM", "Phi3ForCausalLM"),
+            *("InternLMForCausalLM", "InternLM2ForCausalLM", "Qwen2ForCausalLM"),
+            *("Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
+            *("GlmForCausalLM", "Glm4ForCausalLM", "ChatGLMModel", "ChatGLMForCausalLM"),
+        }
+    )
+}
+_MAX_LORAS = 8
+_READY_PER_SLOT = 2
+_ADAPTER_SHARE = 24
 
 
 class EngineOptions(Protocol):
@@ -67,7 +87,9 @@ class EngineOptions(Protocol):
     @property
     def tensor_parallel_size(self) -> int: ...  # noqa: D102
     @property
-    def max_loras(self) -> int: ...  # noqa: D102
+    def max_loras(self) -> int | None: ...  # noqa: D102
+    @property
+    def max_cpu_loras(self) -> int | None: ...  # noqa: D102
     @property
     def max_lora_rank(self) -> int: ...  # noqa: D102
     @property
@@ -119,13 +141,34 @@ def step_tokens(card: ModelCard, machine: Machine, *, dtype: str, at_least: int)
     return max(min(max(power, 256), 4096), at_least)
 
 
-def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
+def choose_max_loras(
+    card: ModelCard, machine: Machine, options: EngineOptions, *, engine: str, dtype: str
+) -> int:
+    """Return how many adapters a batch can mix; 0 where none are taken."""
+    if options.max_loras is not None:
+        return options.max_loras
+    takes = card.architecture in TAKES_ADAPTERS.get(engine, frozenset())
+    if not takes or card.task != "generate":
+        return 0
+    if machine.gpus:
+        memory_bytes = min(gpu.memory_bytes for gpu in machine.gpus)
+    elif card.has_own_source(options.quantization):
+        return 0
+    else:
+        memory_bytes = machine.memory_total_bytes
+    each = adapter_bytes(card, r=options.max_lora_rank, dtype=dtype)
+    affordable = memory_bytes // _ADAPTER_SHARE // (each * (1 + _READY_PER_SLOT))
+    return min(max(affordable, 1), _MAX_LORAS)
+
+
+def tune(card: ModelCard, machine: Machine, options: EngineOptions, *, engine: str = "") -> Tuning:
     """Choose how to start an engine; the rules are in the module's docstring.
 
     Args:
         card: The model.
         machine: Where it will run.
         options: What the operator said; none of a field leaves it to the rules.
+        engine: Which one; without it nothing is chosen that not all engines can do.
     """
     is_gpu = bool(machine.gpus)
     is_quantised = card.has_own_source(options.quantization)
@@ -140,6 +183,9 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         max_model_len = min(card.context, kv_limit // per_token // 16 * 16)
     wanted = per_token * max(max_model_len, max_num_seqs * min(max_model_len, _TYPICAL_LEN))
     at_least = max_model_len if card.task == "embed" else max_num_seqs
+    stored_dtype = card.dtype if dtype == "auto" else dtype
+    max_loras = choose_max_loras(card, machine, options, engine=engine, dtype=stored_dtype)
+    max_cpu_loras = options.max_cpu_loras
 
     spec = EngineSpec(
         served_model_name=card.id,
@@ -158,8 +204,9 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions) -> Tuning:
         or (None if is_gpu else max(min(wanted, kv_limit), _MIN_KV_BYTES)),
         gpu_memory_utilization=options.gpu_memory_utilization,
         tensor_parallel_size=options.tensor_parallel_size,
-        max_loras=options.max_loras,
+        max_loras=max_loras,
         max_lora_rank=options.max_lora_rank,
+        max_cpu_loras=_READY_PER_SLOT * max_loras if max_cpu_loras is None else max_cpu_loras,
         trust_remote_code=card.trust_remote_code,
         tool_call_parser=card.tool_call_parser,
         reasoning_parser=card.reasoning_parser,

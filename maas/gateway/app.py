@@ -50,6 +50,7 @@ from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
+from maas.store.adapters import TunedModelRepository
 from maas.store.blobs import Blobs
 from maas.store.files import FileRepository
 from maas.store.tenancy import Tenancy
@@ -222,6 +223,7 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     app.state.spent = ledger.usage.spent_this_month
     app.state.usage = ledger.usage
     app.state.webhooks = webhooks
+    app.state.tuned_models = TunedModelRepository(tenancy.database, tenancy.clock)
     app.state.settings = settings
     app.state.blobs = workshop.blobs
     app.state.files = workshop.files

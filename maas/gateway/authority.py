@@ -131,7 +131,7 @@ def _tenancy(request: Request) -> Tenancy:
 
 
 TenancyDep = Annotated[Tenancy, Depends(_tenancy)]
-_IdentifiedDep = Annotated[KeyAccess, Depends(_identified)]
+IdentifiedDep = Annotated[KeyAccess, Depends(_identified)]
 
 
 def _named_organization(request: Request, access: KeyAccess, tenancy: Tenancy) -> str:
@@ -162,7 +162,7 @@ def in_organization(needed: Permission) -> Callable[..., Authority]:
         needed: The permission that the route needs.
     """
 
-    def authorize(request: Request, access: _IdentifiedDep, tenancy: TenancyDep) -> Authority:
+    def authorize(request: Request, access: IdentifiedDep, tenancy: TenancyDep) -> Authority:
         organization_id = _named_organization(request, access, tenancy)
         permissions = access.everywhere | access.organization_permissions
         _check(permissions, needed)
@@ -179,7 +179,7 @@ def in_project(needed: Permission) -> Callable[..., ProjectAuthority]:
     """
 
     def authorize(
-        project_id: str, request: Request, access: _IdentifiedDep, tenancy: TenancyDep
+        project_id: str, request: Request, access: IdentifiedDep, tenancy: TenancyDep
     ) -> ProjectAuthority:
         _named_organization(request, access, tenancy)
         project = tenancy.projects.get(project_id)
@@ -206,7 +206,7 @@ def in_own_project(
         or_else: Another one that will do.
     """
 
-    def authorize(access: _IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
+    def authorize(access: IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
         project = access.project
         permissions = _permissions_in(project, access)
         if or_else not in permissions:

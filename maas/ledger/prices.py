@@ -143,7 +143,17 @@ class PriceBook:
         """Return every price in force, by model and tier."""
         return [self._prices[pair] for pair in sorted(self._prices)]
 
-    def price_of(self, model_id: str, tier: str = "default") -> Price:
-        """Return the price of a model in a tier."""
-        found = self._prices.get((model_id, tier)) or self._prices.get((model_id, "default"))
-        return found or FREE
+    def price_of(self, model_id: str, tier: str = "default", *, base: str | None = None) -> Price:
+        """Return the price of a model in a tier.
+
+        Args:
+            model_id: The model.
+            tier: Its own price in the tier goes before its default one.
+            base: The model it was tuned from, whose price it has where it has none.
+        """
+        names = [model_id] if base is None else [model_id, base]
+        for name in names:
+            found = self._prices.get((name, tier)) or self._prices.get((name, "default"))
+            if found is not None:
+                return found
+        return FREE

@@ -21,3 +21,11 @@ class ModelList(BaseModel):
 
     data: list[Model]
     object: Literal["list"] = "list"
+
+
+class DeletedModel(BaseModel):
+    """A tuned model that is no more."""
+
+    id: str
+    deleted: bool = True
+    object: Literal["model"] = "model"

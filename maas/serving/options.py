@@ -39,10 +39,12 @@ class DeploymentOptions(BaseModel):
     """Share of a GPU's memory the engine may take."""
     tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs one replica spans."""
-    max_loras: int = Field(default=0, ge=0)
-    """LoRA adapters in one batch; 0 turns adapters off."""
+    max_loras: int | None = Field(default=None, ge=0)
+    """LoRA adapters in one batch; 0 turns adapters off; none takes what suits the machine."""
     max_lora_rank: int = 16
     """Largest rank of an adapter."""
+    max_cpu_loras: int | None = Field(default=None, ge=0)
+    """Adapters kept in memory for the next batch; none takes twice ``max_loras``."""
     target_ongoing_requests: float = Field(default=16, gt=0)
     """Requests (running and waiting) a replica should hold before another is started."""
     extra_engine_args: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ def parse_options(given: dict[str, Any]) -> DeploymentOptions:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"deployment option {name!r}: {first['msg']}", param=name) from error
-    if options.max_loras and options.max_lora_rank not in LORA_RANKS:
+    if options.max_loras != 0 and options.max_lora_rank not in LORA_RANKS:
         ranks = ", ".join(map(str, LORA_RANKS))
         raise ConfigError(
             f"deployment option 'max_lora_rank': {options.max_lora_rank} is none of {ranks}",

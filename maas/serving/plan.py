@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from maas.catalog.card import ModelCard
-from maas.catalog.fit import FitReport, estimate_fit, num_replicas_that_fit
+from maas.catalog.fit import FitReport, adapter_bytes, estimate_fit, num_replicas_that_fit
 from maas.catalog.machine import Machine
 from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
@@ -150,7 +150,7 @@ def _check_replicas(
 
 
 def size_up(
-    card: ModelCard, machine: Machine, options: DeploymentOptions
+    card: ModelCard, machine: Machine, options: DeploymentOptions, *, engine: str
 ) -> tuple[Tuning, FitReport]:
     """Choose how an engine is started here, and say what that takes.
 
@@ -161,8 +161,15 @@ def size_up(
         card: The model.
         machine: Where it should run.
         options: What the operator said.
+        engine: Which one would serve it.
     """
-    tuning = tune(card, machine, options)
+    tuning = tune(card, machine, options, engine=engine)
+    spec = tuning.spec
+    each = adapter_bytes(
+        card,
+        r=spec.max_lora_rank,
+        dtype=card.dtype if tuning.dtype == "auto" else tuning.dtype,
+    )
     fit = estimate_fit(
         card,
         machine,
@@ -175,6 +182,8 @@ def size_up(
         num_full_seqs=1,
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
+        # Those kept ready are in the machine's memory, which on a GPU is another one.
+        adapters_bytes=each * (spec.max_loras + (0 if machine.gpus else spec.max_cpu_loras)),
     )
     return tuning, fit
 
@@ -209,7 +218,7 @@ def make_plan(
     _check_ranks(options, machine)
     check_quantization(card, options.quantization, deployment.engine, machine)
     _check_bounds(deployment)
-    tuning, fit = size_up(card, machine, options)
+    tuning, fit = size_up(card, machine, options, engine=deployment.engine)
     _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)
     return DeploymentPlan(
         deployment_id=deployment.id,

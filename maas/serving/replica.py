@@ -21,16 +21,21 @@ from maas.engines.http import probe
 from maas.engines.process import EngineProcess
 from maas.engines.registry import get_engine
 from maas.engines.watch import HangDetector, observed
+from maas.finetune.base_modules import read_base_modules
+from maas.serving.adapters import LOOK_EVERY_S, AdapterKeeper, AdapterShelf
 from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
 from maas.serving.cpu_share import CpuShare
 from maas.serving.drain import drain
 from maas.serving.plan import DeploymentPlan, prepare_weights
 from maas.serving.scaling import load_metrics
+from maas.store.adapters import AdapterRepository
+from maas.store.blobs import open_blobs
 from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
 from maas.store.records import Replica, ReplicaState
 from maas.store.replicas import ReplicaRepository
+from maas.store.state import StateReader
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,8 @@ class EngineReplica:
         self._probed_at = 0.0
         self._is_recorded = False
         self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0))
+        self._publishing = asyncio.Lock()
+        self._keeping: asyncio.Task[None] | None = None
 
         unique = serve.get_replica_context().replica_id.unique_id
         prepared = await asyncio.to_thread(prepare_weights, plan, settings)
@@ -77,8 +84,10 @@ class EngineReplica:
             plan.deployment_id,
             num_shares=plan.max_replicas if plan.spec.device == "cpu" else 1,
         )
+        base = await asyncio.to_thread(read_base_modules, prepared.model_dir)
         spec = dataclasses.replace(
             plan.spec,
+            lora_modules=base.names if base and plan.spec.max_loras else (),
             cpu_ids=self._share.cpu_ids,
             model_dir=prepared.model_dir,
             port=free_port(plan.spec.host),
@@ -102,6 +111,18 @@ class EngineReplica:
             replica_id=self._lease.id,
             log_path=settings.logs_dir / "engines" / f"{self._lease.id}.log",
         )
+        self._keeper = AdapterKeeper(
+            plan.model_id,
+            engine=self._adapter,
+            adapters=AdapterRepository(database, clock),
+            shelf=AdapterShelf(
+                open_blobs(settings),
+                settings.adapters_dir,
+                base=base,
+                max_rank=spec.max_lora_rank,
+            ),
+            revision=StateReader(database, clock).revision,
+        )
         self._heartbeat = asyncio.create_task(self._beat())
         try:
             await self._start()
@@ -124,9 +145,30 @@ class EngineReplica:
         await self._engine.wait_ready(self._client, timeout_s=self._serving.start_timeout_s)
         self._lease = dataclasses.replace(self._lease, state=ReplicaState.READY)
         await self._publish()
+        if self._plan.spec.max_loras:
+            self._keeping = asyncio.create_task(self._keep_adapters())
+
+    async def _keep_adapters(self) -> None:
+        """Hold the adapters that are wanted until told to stop; the lease says which."""
+        while True:
+            try:
+                if await self._keeper.keep(self._client, self._lease.url):
+                    await self._publish()
+            except MaasError as error:
+                log.warning("%s: adapters are left as they are: %s", self._lease.id, error.message)
+            except Exception:
+                # Whatever an adapter does to us, the others go on.
+                log.exception("%s: adapters are left as they are", self._lease.id)
+            if not self._keeper.is_behind:
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _stop_tasks(self) -> None:
+        for task in (self._heartbeat, self._keeping):
+            if task is not None:
+                task.cancel()
 
     async def _abandon(self, error: BaseException) -> None:
-        self._heartbeat.cancel()
+        self._stop_tasks()
         await self._engine.stop(grace_s=0.0)
         self._share.release()
         await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
@@ -185,6 +227,11 @@ class EngineReplica:
             )
 
     async def _publish(self) -> None:
+        # One at a time: an older lease must not be written over a newer one.
+        async with self._publishing:
+            await self._publish_now()
+
+    async def _publish_now(self) -> None:
         # An engine known to be broken lets its lease run out: nobody should be sent there.
         if self._failure:
             await asyncio.to_thread(self._replicas.withdraw, self._lease.id)
@@ -197,6 +244,7 @@ class EngineReplica:
             num_waiting=self._load.num_waiting,
             kv_cache_usage=self._load.kv_cache_usage,
             memory_bytes=memory_bytes,
+            adapters=self._keeper.held,
             expires_at=self._clock.now() + self._serving.lease_ttl_s,
         )
         await asyncio.to_thread(self._replicas.publish, self._lease)
@@ -233,7 +281,7 @@ class EngineReplica:
                 reports_load=self._adapter.capabilities.reports_load,
                 timeout_s=self._serving.drain_timeout_s,
             )
-        self._heartbeat.cancel()
+        self._stop_tasks()
         await self._engine.stop(grace_s=STOP_GRACE_S)
         self._share.release()
         await asyncio.to_thread(self._replicas.withdraw, self._lease.id)

@@ -12,8 +12,10 @@ from maas.core.clock import Clock
 from maas.core.errors import Conflict, NotFound
 from maas.store.database import Database
 from maas.store.finetune_tables import AdapterRow, TunedModelRow
+from maas.store.records import TunedName
 
 ENGINE_NAME_LENGTH = 24
+MAX_PROBLEM_CHARS = 2000
 
 
 class TunedState(StrEnum):
@@ -38,6 +40,7 @@ class Adapter:
     Attributes:
         id: SHA-256 of its content (``maas.finetune.adapter_files``).
         r: Its rank.
+        problem: Why a replica could not load it when it last tried; none where all did.
     """
 
     id: str
@@ -46,6 +49,7 @@ class Adapter:
     target_modules: tuple[str, ...]
     size_bytes: int
     created_at: float
+    problem: str | None = None
 
     @property
     def engine_name(self) -> str:
@@ -112,6 +116,7 @@ class AdapterRepository:
                     r=r,
                     target_modules=list(target_modules),
                     size_bytes=size_bytes,
+                    problem=None,
                     created_at=self._clock.now(),
                 )
                 session.add(row)
@@ -128,6 +133,14 @@ class AdapterRepository:
             if row is None:
                 raise NotFound(f"no adapter has the id {adapter_id!r}")
             return adapter_of(row)
+
+    def note_problem(self, adapter_id: str, problem: str | None) -> None:
+        """Write down why a replica cannot load an adapter, or that it can."""
+        text = problem and problem.replace("\0", "")[:MAX_PROBLEM_CHARS]
+        with self._database.write(bump_revision=False) as session:
+            row = session.get(AdapterRow, adapter_id)
+            if row is not None:
+                row.problem = text
 
     def wanted(self, base_model_id: str) -> tuple[Adapter, ...]:
         """Return the adapters that replicas of a base should hold, oldest first."""
@@ -220,6 +233,27 @@ class TunedModelRepository:
         """
         with self._database.write() as session:
             _of_project(session, project_id, model_id).deleted_at = self._clock.now()
+
+
+def names_of(session: Session) -> tuple[TunedName, ...]:
+    """Return the tuned models there are, oldest first."""
+    row = TunedModelRow
+    wanted = (
+        select(row.id, row.project_id, row.base_model_id, row.adapter_id, row.state, row.created_at)
+        .where(row.state != TunedState.REFUSED.value, row.deleted_at.is_(None))
+        .order_by(row.created_at, row.id)
+    )
+    return tuple(
+        TunedName(
+            id=name,
+            project_id=project_id,
+            base_model_id=base,
+            adapter_name=engine_name(adapter) if adapter else None,
+            is_published=state == TunedState.PUBLISHED.value,
+            created_at=created_at,
+        )
+        for name, project_id, base, adapter, state, created_at in session.execute(wanted)
+    )
 
 
 def adapter_of(row: AdapterRow) -> Adapter:

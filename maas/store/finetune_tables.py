@@ -145,6 +145,7 @@ class AdapterRow(Base):
     r: Mapped[int]
     target_modules: Mapped[list[str]]
     size_bytes: Mapped[int]
+    problem: Mapped[str | None] = mapped_column(ShortText(4096))
     created_at: Mapped[float]
 
 

@@ -538,6 +538,7 @@ class JobRepository:
         if status not in TERMINAL:
             return
         row.finished_at = now
+        row.runner_seen_at = None
         row.estimated_finish = None
         row.wish = None
         self._tell(session, row, _ending(row, status))

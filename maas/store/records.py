@@ -229,6 +229,23 @@ class Alias:
 
 
 @dataclass(frozen=True)
+class TunedName:
+    """A tuned model, as gateways must know it.
+
+    Attributes:
+        id: Its public name.
+        adapter_name: What engines know its adapter by; none where it has weights of its own.
+    """
+
+    id: str
+    project_id: str
+    base_model_id: str
+    adapter_name: str | None
+    is_published: bool
+    created_at: float
+
+
+@dataclass(frozen=True)
 class DesiredState:
     """All that a gateway routes by, read in one transaction.
 
@@ -250,3 +267,4 @@ class DesiredState:
     members: tuple[ProjectMember, ...] = ()
     service_accounts: tuple[ServiceAccount, ...] = ()
     limits: tuple[Limit, ...] = ()
+    tuned_models: tuple[TunedName, ...] = ()

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from maas.core.clock import Clock
 from maas.core.ids import new_id
 from maas.store import (
+    adapters,
     deployments,
     keys,
     limits,
@@ -74,8 +75,14 @@ class StateReader:
                     Alias(row.name, row.model_id) for row in session.scalars(select(AliasRow))
                 ),
                 replicas=live,
+                tuned_models=adapters.names_of(session),
                 **_tenancy(session),
             )
+
+    def revision(self) -> int:
+        """Return the counter of changes; cheaper than anything else here."""
+        with self._database.read() as session:
+            return session.scalars(select(RevisionRow.value)).one()
 
     def _living_keys(self) -> Select[ApiKeyRow]:
         """Return the keys that gateways must know: a revoked one is refused as an unknown one is.

@@ -18,6 +18,7 @@ from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
 from maas.store.uploads import UploadPart, UploadRepository
 from maas.store.webhooks import WebhookRepository
 from tests.api.conftest import RunningGateway
+from tests.fakes.adapters import tuned_model
 
 BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
 # The body of a route that takes a form; what it takes is ``data``.
@@ -65,6 +66,8 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "POST /v1/uploads/{upload_id}/complete": {"part_ids": ["PART"]},
     "POST /v1/uploads/{upload_id}/cancel": None,
     "DELETE /v1/files/{file_id}": None,
+    "GET /v1/models/{model}": None,
+    "DELETE /v1/models/{model}": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -80,13 +83,12 @@ LISTS = {
     "GET /v1/organization/costs",
     "GET /v1/organization/webhooks",
     "GET /v1/files",
+    "GET /v1/models",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
     "GET /healthz",
     "GET /readyz",
-    "GET /v1/models",
-    "GET /v1/models/{model}",
     "GET /v1/organization/audit_logs/verify",
     "POST /v1/organization/projects",
     "POST /v1/organization/users",
@@ -162,6 +164,7 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
         "rate_limit_id": f"rl-{name}-model",
         "webhook_id": webhook.id,
         "kind": "completions",
+        "model": tuned_model(gateway.store, project.id).id,
     }
     values = {
         "admin": admin_value,
@@ -245,14 +248,16 @@ def test_every_route_is_in_one_of_the_tables(gateway: RunningGateway) -> None:
     assert routes == {*OWNED, *LISTS, *SHARED}
 
 
+BLIND = {"plain", "service account"}
+
+
 @pytest.mark.parametrize("kind", ["admin", "plain", "user", "service account"])
 @pytest.mark.parametrize("route", OWNED)
 def test_what_is_theirs_is_a_404(gateway, tenants, route, kind):
     ours, theirs = tenants
     answer = ask(gateway, route, theirs.path(route), ours.keys[kind], user=theirs.ids["user_id"])
     # A key without any permission outside its project is refused before anything is looked up.
-    is_of_organization = "/organization/" in route and "{project_id}" not in route
-    is_blind = is_of_organization and kind in {"plain", "service account"}
+    is_blind = "/organization/" in route and "{project_id}" not in route and kind in BLIND
     assert answer.status_code == (403 if is_blind else 404), answer.text
     assert "theirs" not in answer.text.replace(theirs.ids["rate_limit_id"], "")
 
@@ -305,7 +310,9 @@ def test_what_is_ours_is_found_with_our_key(gateway, tenants):
     ours, _ = tenants
     for route in OWNED:
         if route.startswith("GET"):
-            answer = ask(gateway, route, ours.path(route), ours.keys["admin"])
+            # A tuned model is its project's alone.
+            kind = "plain" if "/models/" in route else "admin"
+            answer = ask(gateway, route, ours.path(route), ours.keys[kind])
             assert answer.status_code == 200, (route, answer.text)
 
 

@@ -1,190 +1,290 @@
-"""Compares what the trainer, the merged weights and the serving engine say. Light: no ML library.
+"""Compares what the trainer, the other form of its weights and the engine say. Light.
 
-Logits are compared as log-probabilities: they differ from logits by one number a position (the
-log of the sum of all exponentials), so equal logits are equal log-probabilities, and a difference
-of ``d`` in a logit moves its log-probability by at most ``d``.
+Logits are compared as log-probabilities. Softmax does not see a constant added to all logits of
+a position, so only differences between them mean anything, and those are the differences between
+log-probabilities: equal up to a constant is equal. If no logit moved by more than ``d``, no
+log-probability moved by more than ``2d``.
+
+Of each position both sides name their likeliest tokens. A token that one side does not name is,
+there, at most as likely as the least of the 20 it names: the difference is at least the distance
+to that, and counts as such, so that two sides that name nothing in common do not agree.
 """
 
-import asyncio
-import json
+import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-import aiohttp
-from pydantic import BaseModel, ConfigDict
+from maas.core.errors import ReceiptFailed
+from maas.finetune.receipt.engine import EngineSays, ask_engine
+from maas.finetune.receipt.identity import identify
+from maas.finetune.receipt.records import (
+    TOP,
+    Golden,
+    Hashes,
+    Identity,
+    Leg,
+    Receipt,
+    Row,
+    Thresholds,
+)
 
-from maas.core.errors import EngineError, EngineUnreachable
-
-ASKED_TOP = 20
-TIMEOUT_S = 120.0
-# Kernels sum in different orders; docs/benchmarks.md has what was measured. A wrong scale, a
-# missing module or another template is far beyond both.
-MIN_AGREEMENT = {"float32": 0.98, "bfloat16": 0.90, "float16": 0.90}
-MAX_DIFFERENCE = {"float32": 0.1, "bfloat16": 1.0, "float16": 1.0}
+# Measured for docs/finetuning-receipt.md; each is several times what rounding alone gives.
+THRESHOLDS = {
+    "float32": Thresholds(
+        min_greedy_token_agreement=0.98,
+        max_logit_difference=0.02,
+        max_mean_logit_difference=0.002,
+        max_effect_error=0.03,
+        min_effect=0.001,
+        min_free_run_agreement=0.8,
+    ),
+    "bfloat16": Thresholds(
+        min_greedy_token_agreement=0.95,
+        max_logit_difference=3.0,
+        max_mean_logit_difference=0.3,
+        max_effect_error=0.2,
+        min_effect=0.15,
+        min_free_run_agreement=0.3,
+    ),
+}
+# Finer than bfloat16: its bound holds.
+THRESHOLDS["float16"] = THRESHOLDS["bfloat16"]
 # Differences of what is next to impossible say nothing.
-_LIKELY = -8.0
+LIKELY = -10.0
+# Log-probabilities are kept with six digits.
+_TIE = 2e-6
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Leg(_Part):
-    """One comparison with the trainer's model.
-
-    Attributes:
-        status: ``not_measured`` has a reason.
-        greedy_agreement: Share of positions where the likeliest token is the same.
-        max_logprob_difference: Of the tokens both name, those next to impossible left out.
-    """
-
-    status: Literal["measured", "not_measured"]
-    why: str | None = None
-    num_positions: int = 0
-    greedy_agreement: float | None = None
-    max_logprob_difference: float | None = None
-
-
-class Receipt(_Part):
-    """The verdict and what it rests on."""
-
-    verdict: Literal["passed", "failed"]
-    reasons: tuple[str, ...]
-    dtype: str
-    num_prompts: int
-    merged: Leg
-    engine: Leg
-    template_sha256: str
-    tokenizer_sha256: str
-    same_rendering: bool | None
-    min_greedy_agreement: float
-    max_logprob_difference: float
-    measured_at: float
-
-
-def measure(golden_file: Path, *, engine_url: str | None, engine_model: str | None) -> Receipt:
+def measure(
+    golden_file: Path,
+    *,
+    engine_url: str | None,
+    engine_model: str | None,
+    engine_dir: Path | None = None,
+) -> Receipt:
     """Return the receipt of a golden file.
 
     Args:
         golden_file: What the trainer wrote.
-        engine_url: Base URL of an engine that has the adapter; none where no engine serves the
-            base.
-        engine_model: The engine's name of the adapter.
+        engine_url: Base URL of an engine that has the tuned model; none where none serves it.
+        engine_model: The engine's name of the tuned model.
+        engine_dir: The folder that the engine reads weights and tokenizer from, where it is on
+            this machine.
 
     Raises:
+        ReceiptFailed: The golden file cannot be read.
         EngineUnreachable: The engine went away.
+        EngineError: The engine failed at a question.
     """
-    golden = json.loads(golden_file.read_text(encoding="utf-8"))
-    prompts: list[dict[str, Any]] = golden["prompts"]
-    merged = _leg((p["trainer"], p["merged"]) for p in prompts)
-    if engine_url is None or engine_model is None:
-        engine = Leg(status="not_measured", why="no engine serves the base")
-        same_rendering = None
-    else:
-        answers, same_rendering = asyncio.run(_ask(engine_url, engine_model, prompts))
-        if answers is None:
-            engine = Leg(status="not_measured", why="the engine gives no prompt_logprobs")
-        else:
-            pairs = zip((p["trainer"] for p in prompts), answers, strict=True)
-            engine = _leg(pairs)
-    return _judge(golden, merged, engine, same_rendering)
+    golden = Golden.read(golden_file)
+    says = None
+    if engine_url is not None and engine_model is not None:
+        says = ask_engine(golden, url=engine_url, model=engine_model)
+    return judge(golden, says, None if engine_dir is None else identify(engine_dir))
 
 
-def _judge(
-    golden: Mapping[str, Any], merged: Leg, engine: Leg, same_rendering: bool | None
-) -> Receipt:
-    dtype = str(golden["dtype"])
-    low, high = MIN_AGREEMENT[dtype], MAX_DIFFERENCE[dtype]
-    reasons: list[str] = []
-    for name, leg in (("merged weights", merged), ("engine", engine)):
-        if leg.greedy_agreement is not None and leg.greedy_agreement < low:
-            reasons.append(f"{name}: {leg.greedy_agreement:.3f} of tokens agree, want {low}")
-        if leg.max_logprob_difference is not None and leg.max_logprob_difference > high:
-            reasons.append(
-                f"{name}: log-probabilities differ by {leg.max_logprob_difference:.3f}, "
-                f"want at most {high}"
-            )
+def judge(golden: Golden, says: EngineSays | None, engine: Identity | None) -> Receipt:
+    """Return the verdict on what an engine says.
+
+    Args:
+        golden: The trainer's side.
+        says: What the engine said; none where none serves the model.
+        engine: What the folder is that the engine reads; none where it is not here.
+
+    Raises:
+        ReceiptFailed: The golden file is of a dtype that has no thresholds.
+    """
+    if golden.dtype not in THRESHOLDS:
+        raise ReceiptFailed(f"there are no thresholds for dtype {golden.dtype!r}")
+    limits = THRESHOLDS[golden.dtype]
+    is_adapter = golden.kind == "adapter"
+    effect = _compare(golden, [answer.base for answer in golden.answers]) if is_adapter else None
+    legs = {
+        "engine": _engine_leg(golden, says),
+        "merged" if is_adapter else "saved": _compare(
+            golden, [answer.again for answer in golden.answers]
+        ),
+    }
+    same_rendering = None if says is None else says.same_rendering
+    reasons = [
+        reason for name, leg in legs.items() for reason in _complaints(name, leg, limits, effect)
+    ]
+    reasons += _differences(golden.identity, engine)
     if same_rendering is False:
-        reasons.append("the engine renders the golden chats to other tokens than training did")
+        reasons.append("the engine renders the golden chats to other tokens than training does")
+    if not golden.answers:
+        reasons.append("there is no golden prompt")
     return Receipt(
         verdict="failed" if reasons else "passed",
         reasons=tuple(reasons),
-        dtype=dtype,
-        num_prompts=len(golden["prompts"]),
-        merged=merged,
-        engine=engine,
-        template_sha256=golden["template_sha256"],
-        tokenizer_sha256=golden["tokenizer_sha256"],
+        dtype=golden.dtype,
+        prompts=len(golden.answers),
+        positions=sum(len(answer.trainer) for answer in golden.answers),
+        effect=effect,
+        legs=legs,
+        hashes=Hashes(trainer=golden.identity, engine=engine, adapter=golden.adapter_sha256),
         same_rendering=same_rendering,
-        min_greedy_agreement=low,
-        max_logprob_difference=high,
-        measured_at=time.time(),
+        thresholds=limits,
+        versions=golden.versions,
+        created_at=time.time(),
     )
 
 
-Positions = list[dict[str, float]]
+def _engine_leg(golden: Golden, says: EngineSays | None) -> Leg:
+    if says is None:
+        return Leg(status="not_measured", why="no engine serves the model")
+    free_run = _free_run(golden, says.completions)
+    if says.rows is not None:
+        leg = _compare(golden, says.rows)
+        return leg.model_copy(update={"free_run_agreement": free_run})
+    why = "the engine tells no log-probabilities of a prompt"
+    if free_run is None:
+        return Leg(status="not_measured", why=f"{why}, and answers none of the golden chats")
+    return Leg(status="measured", why=why, free_run_agreement=free_run)
 
 
-def _leg(pairs: Iterable[tuple[Positions, Positions]]) -> Leg:
-    num_positions, num_agreeing, worst = 0, 0, 0.0
-    for ours, theirs in pairs:
-        for here, there in zip(ours, theirs, strict=True):
+def _free_run(golden: Golden, completions: Sequence[list[int] | str] | None) -> float | None:
+    """Return the share of prompts that the engine answers with the very same tokens."""
+    if completions is None or not golden.answers:
+        return None
+    num_same = 0
+    for answer, said in zip(golden.answers, completions, strict=True):
+        if isinstance(said, str):
+            num_same += said.strip() == answer.completion_text.strip()
+        else:
+            num_same += _without_end(said, golden) == _without_end(answer.completion_ids, golden)
+    return num_same / len(golden.answers)
+
+
+def _without_end(ids: Sequence[int], golden: Golden) -> list[int]:
+    """Return an answer without the token that ends it: some engines tell it, some do not."""
+    return list(ids[:-1]) if ids and ids[-1] in golden.eos_ids else list(ids)
+
+
+def _compare(golden: Golden, theirs: Sequence[list[Row]]) -> Leg:
+    """Return how far other rows are from the trainer's."""
+    num_agreeing, num_positions = 0, 0
+    differences: list[float] = []
+    overlap, weight = 0.0, 0.0
+    for answer, rows in zip(golden.answers, theirs, strict=True):
+        for ours, row in zip(answer.trainer, rows, strict=True):
             num_positions += 1
-            num_agreeing += max(here, key=lambda t: here[t]) == max(there, key=lambda t: there[t])
-            known = [token for token in here if token in there and here[token] > _LIKELY]
-            worst = max([worst, *(abs(here[token] - there[token]) for token in known)])
+            if not all(math.isfinite(value) for value in row.values()):
+                return _no_number(num_positions)
+            num_agreeing += _agrees(ours, row)
+            differences += _row_differences(ours, row)
+        for base, ours, row in zip(answer.base, answer.trainer, rows, strict=False):
+            for changed, there in _changes(base, ours, row):
+                overlap += changed * there
+                weight += changed * changed
     return Leg(
         status="measured",
         num_positions=num_positions,
-        greedy_agreement=num_agreeing / max(num_positions, 1),
-        max_logprob_difference=round(worst, 6),
+        greedy_token_agreement=round(num_agreeing / max(num_positions, 1), 6),
+        max_logit_difference=round(max(differences, default=0.0), 6),
+        mean_logit_difference=round(sum(differences) / max(len(differences), 1), 6),
+        effect_applied=round(overlap / weight, 6) if weight else None,
     )
 
 
-async def _ask(
-    url: str, model: str, prompts: list[dict[str, Any]]
-) -> tuple[list[Positions] | None, bool | None]:
-    """Return the engine's log-probabilities along each answer, and whether it renders alike."""
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as client:
-        answers: list[Positions] = []
-        is_same: bool | None = None
-        for prompt in prompts:
-            rendered = await _post(
-                client, f"{url}/tokenize", {"model": model, "messages": prompt["messages"]}
-            )
-            if rendered is not None:
-                is_same = is_same is not False and rendered["tokens"] == prompt["prompt_ids"]
-            body = {
-                "model": model,
-                "prompt": [*prompt["prompt_ids"], *prompt["completion_ids"]],
-                "max_tokens": 1,
-                "temperature": 0,
-                "prompt_logprobs": ASKED_TOP,
-            }
-            answer = await _post(client, f"{url}/v1/completions", body)
-            said = None if answer is None else answer["choices"][0].get("prompt_logprobs")
-            if said is None:
-                return None, is_same
-            along = said[len(prompt["prompt_ids"]) :]
-            answers.append(
-                [{token: float(at["logprob"]) for token, at in row.items()} for row in along]
-            )
-        return answers, is_same
+def _no_number(position: int) -> Leg:
+    """Return the leg of one who says what is no number: that is not JSON, and larger than none."""
+    return Leg(
+        status="measured",
+        why=f"a log-probability at position {position} is no number",
+        num_positions=position,
+        greedy_token_agreement=0.0,
+    )
 
 
-async def _post(
-    client: aiohttp.ClientSession, url: str, body: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Return an answer; none where the engine does not know the question."""
-    try:
-        async with client.post(url, json=body) as response:
-            if response.status in {400, 404, 405, 422}:
-                return None
-            if response.status != 200:
-                raise EngineError(f"the engine answered {response.status} to {url}")
-            return await response.json()
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise EngineUnreachable(f"the engine did not answer: {error}") from error
+def _changes(base: Row, ours: Row, theirs: Row) -> Iterable[tuple[float, float]]:
+    """Yield what the adapter changes at tokens that all three name: at the trainer, at theirs.
+
+    The second is the first times the least-squares factor, and noise: over all positions the
+    factor is found far below the noise of each, so that a wrong scale shows even where an adapter
+    changes no more than rounding does.
+    """
+    for token in base.keys() & ours.keys() & theirs.keys():
+        if max(base[token], ours[token]) >= LIKELY:
+            yield ours[token] - base[token], theirs[token] - base[token]
+
+
+def _agrees(ours: Row, theirs: Row) -> bool:
+    """Say whether their likeliest token is one of our likeliest; the same to the last bit is a tie.
+
+    bfloat16 has so few logits that the two likeliest are often equal.
+    """
+    likeliest = max(theirs, key=lambda token: theirs[token])
+    return ours.get(likeliest, -math.inf) >= max(ours.values()) - _TIE
+
+
+def _row_differences(ours: Row, theirs: Row) -> Iterable[float]:
+    our_least, their_least = _least(ours), _least(theirs)
+    for token in ours.keys() | theirs.keys():
+        here, there = ours.get(token), theirs.get(token)
+        if max(-math.inf if here is None else here, -math.inf if there is None else there) < LIKELY:
+            continue
+        if here is not None and there is not None:
+            yield abs(here - there)
+        elif here is not None:
+            yield max(0.0, here - their_least)
+        elif there is not None:
+            yield max(0.0, there - our_least)
+
+
+def _least(row: Row) -> float:
+    """Return the least of the likeliest tokens: no other one is likelier."""
+    return sorted(row.values(), reverse=True)[:TOP][-1]
+
+
+def _complaints(name: str, leg: Leg, limits: Thresholds, effect: Leg | None) -> Iterable[str]:
+    """Yield what is wrong with a leg."""
+    if leg.status == "not_measured":
+        return
+    agreement, largest, mean = (
+        leg.greedy_token_agreement,
+        leg.max_logit_difference,
+        leg.mean_logit_difference,
+    )
+    if agreement is None:
+        # All there is to judge by.
+        same = leg.free_run_agreement or 0.0
+        if same < limits.min_free_run_agreement:
+            yield (
+                f"{name}: {same:.0%} of the golden prompts are answered with the same tokens, "
+                f"want {limits.min_free_run_agreement:.0%}"
+            )
+        return
+    if largest is None or mean is None:
+        yield f"{name}: {leg.why}"
+        return
+    if agreement < limits.min_greedy_token_agreement:
+        yield (
+            f"{name}: the likeliest token is the same at {agreement:.1%} of the positions, "
+            f"want {limits.min_greedy_token_agreement:.0%}"
+        )
+    if largest > limits.max_logit_difference:
+        yield f"{name}: logits differ by up to {largest:.4f}, want {limits.max_logit_difference}"
+    if mean > limits.max_mean_logit_difference:
+        yield (
+            f"{name}: logits differ by {mean:.4f} in the mean, "
+            f"want {limits.max_mean_logit_difference}"
+        )
+    applied = leg.effect_applied
+    is_judged = effect is not None and (effect.mean_logit_difference or 0.0) >= limits.min_effect
+    if is_judged and applied is not None and abs(applied - 1) > limits.max_effect_error:
+        yield (
+            f"{name}: {applied:.0%} of what the adapter changes is there, "
+            f"want 100% +- {limits.max_effect_error:.0%}"
+        )
+
+
+def _differences(trainer: Identity, engine: Identity | None) -> Iterable[str]:
+    if engine is None:
+        return
+    for what in ("template", "tokenizer", "weights"):
+        ours, theirs = getattr(trainer, what), getattr(engine, what)
+        if ours != theirs:
+            shown = [value[:12] if value else "none" for value in (ours, theirs)]
+            yield f"{what}: trained with {shown[0]}, the engine reads {shown[1]}"

@@ -157,6 +157,8 @@ class _Run:
         if is_kept:
             metrics |= self._validate(step)
         epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
+        # A run goes on after its newest checkpoint: steps before it are never told again.
+        self._reporter.flush()
         path = self._checkpoints.save(
             step,
             write_model=lambda folder: self._model.save(folder, self._optimizer.masters),

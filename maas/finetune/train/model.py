@@ -140,15 +140,16 @@ class TrainedModel:
         was_inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = was_inference
-        # A set: in each process of another order, and so of another hash.
+        state = get_peft_model_state_dict(self.module, state_dict=masters)
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
         path = folder / CONFIG_FILE
         written = json.loads(path.read_text(encoding="utf-8"))
-        written["target_modules"] = sorted(written["target_modules"])
+        # PEFT writes a set, in each process in another order, and of some models whole paths.
+        modules = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors}
+        written["target_modules"] = sorted(modules)
         # A path of this machine means nothing where it is served.
         written["base_model_name_or_path"] = self._name
         path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
-        state = get_peft_model_state_dict(self.module, state_dict=masters)
-        tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
         save_file(tensors, str(folder / ADAPTER_FILE), metadata={"format": "pt"})
 
     def load_adapter(self, folder: Path) -> None:

@@ -104,6 +104,10 @@ class Reporter(Protocol):
         """Hear of a step; false means: keep a checkpoint and stop."""
         ...
 
+    def flush(self) -> None:
+        """Keep all that was heard: what comes next will not be told again."""
+        ...
+
     def on_validation(self, metrics: dict[str, float]) -> None:
         """Hear of a validation: ``step``, ``valid_loss``, ``valid_mean_token_accuracy``."""
         ...

@@ -37,6 +37,9 @@ class _StopsOnSigterm:
         may_go_on = self._reporter.on_step(step)
         return may_go_on and not self._is_asked
 
+    def flush(self) -> None:
+        self._reporter.flush()
+
     def on_validation(self, metrics: dict[str, float]) -> None:
         self._reporter.on_validation(metrics)
 
@@ -85,6 +88,9 @@ class _Printer:
         sys.stdout.write(step.model_dump_json() + "\n")
         sys.stdout.flush()
         return True
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
     def on_validation(self, metrics: dict[str, float]) -> None:
         sys.stdout.write(f"{metrics}\n")

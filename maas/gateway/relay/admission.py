@@ -115,7 +115,7 @@ class Admission:
         )
         # Rounded up: no engine stands idle because gateways are many.
         capacity = -(-entry.capacity // max(self._num_gateways(), 1))
-        queue = admitted.queue = self._queues.of(entry.root, capacity)
+        queue = admitted.queue = self._queues.of(entry.engine_root, capacity)
         admitted.ticket = queue.try_enter(claim)
         if admitted.ticket is None:
             try:

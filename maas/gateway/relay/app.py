@@ -117,7 +117,7 @@ class Exchange:
         """
         body = await self.answer.body()
         self.admitted.take_answer(body, self.answer.usage)
-        engine_model = self.answer.target.replica.engine_model
+        engine_model = self.answer.target.engine_model
         if engine_model == self.shown_name:
             return body
         old, new = msgspec.json.encode(engine_model), msgspec.json.encode(self.shown_name)
@@ -177,8 +177,15 @@ class Relay:
         access.check(scope, scope.get(SHOWN_ROUTE) or scope["path"])
         return access
 
-    def parse(self, parser: Parser, raw: bytes) -> tuple[ModelEntry, EngineRequest]:
+    def parse(
+        self, parser: Parser, raw: bytes, project_id: str
+    ) -> tuple[ModelEntry, EngineRequest]:
         """Check a body; return it with the model it asks for.
+
+        Args:
+            parser: Of the route.
+            raw: The body.
+            project_id: Who asks; a tuned model is there for its own project only.
 
         Raises:
             InvalidRequest: Something in it is refused.
@@ -187,7 +194,7 @@ class Relay:
         found: list[ModelEntry] = []
 
         def facts_of(name: str) -> ModelFacts:
-            found.append(self._snapshots.current.resolve(name))
+            found.append(self._snapshots.current.resolve(name, project_id))
             return found[0].facts
 
         request = parser(raw, facts_of, self._settings.max_json_depth)
@@ -279,7 +286,7 @@ class Relay:
                 timeout_s=self._settings.body_timeout_s,
                 client=client,
             )
-            entry, request = self.parse(PARSERS[route], raw)
+            entry, request = self.parse(PARSERS[route], raw, caller.project_id)
             caller.access.check_model(entry.name, entry.root)
             with while_client_listens(receive, client):
                 async with self.exchange(entry, request, caller, record) as exchange:

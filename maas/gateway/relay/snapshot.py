@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from maas.store.records import (
     Project,
     Replica,
     ReplicaState,
+    TunedName,
 )
 from maas.store.state import StateReader
 
@@ -39,11 +40,18 @@ class Target:
 
     Attributes:
         authorization: Header value for engines that want a secret.
+        adapter_name: The engine's name of the adapter that is asked for; none asks the base.
     """
 
     replica: Replica
     capabilities: EngineCapabilities
     authorization: str | None = None
+    adapter_name: str | None = None
+
+    @property
+    def engine_model(self) -> str:
+        """The name to ask the engine for."""
+        return self.adapter_name or self.replica.engine_model
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,12 @@ class ModelEntry:
     """A public name and who answers for it.
 
     Attributes:
-        root: The model an alias stands for; otherwise the name itself.
+        root: The model an alias stands for; otherwise the name itself. What is charged, counted
+            and limited.
         max_model_len: Shortest context of its deployments in tokens.
+        base: The model that it was tuned from; none of a model that was not.
+        owner: The project that alone may see it; none for everybody.
+        engines: All that its requests share engines with: its base's targets, of an adapter.
     """
 
     name: str
@@ -61,11 +73,25 @@ class ModelEntry:
     created: int
     max_model_len: int | None
     targets: tuple[Target, ...] = ()
+    base: str | None = None
+    owner: str | None = None
+    engines: tuple[Target, ...] | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether its base's engines answer for it."""
+        return self.engines is not None
+
+    @property
+    def engine_root(self) -> str:
+        """The model whose engines answer: a base's, for all adapters of it."""
+        return self.base if self.base and self.is_adapter else self.root
 
     @cached_property
     def capacity(self) -> int:
         """Requests that all its engines run at a time; 0 where one does not say."""
-        each = [target.replica.max_num_seqs for target in self.targets]
+        shared = self.targets if self.engines is None else self.engines
+        each = [target.replica.max_num_seqs for target in shared]
         return sum(each) if all(each) else 0
 
 
@@ -74,32 +100,53 @@ class Snapshot:
     """Everything a request is decided by.
 
     Attributes:
+        models: Those that everybody may see.
+        tuned: Those that only their owners may see.
         access: What each of the keys may do.
     """
 
     revision: int = -1
     keys: Mapping[str, ApiKey] = field(default_factory=dict[str, ApiKey])
     models: Mapping[str, ModelEntry] = field(default_factory=dict[str, ModelEntry])
+    tuned: Mapping[str, ModelEntry] = field(default_factory=dict[str, ModelEntry])
     access: Mapping[str, KeyAccess] = field(default_factory=dict[str, KeyAccess])
     organizations: Mapping[str, Organization] = field(default_factory=dict[str, Organization])
     projects: Mapping[str, Project] = field(default_factory=dict[str, Project])
     limits: tuple[Limit, ...] = ()
     terms: TermsBook = field(default_factory=lambda: TermsBook(DesiredState(-1), PriceBook({})))
 
-    def resolve(self, name: str) -> ModelEntry:
+    def resolve(self, name: str, project_id: str) -> ModelEntry:
         """Return the entry of a public name.
+
+        Args:
+            name: As it was asked for.
+            project_id: Who asks; another project's tuned model does not exist for it.
 
         Raises:
             ModelNotFound: There is none; the message lists the names there are.
         """
         entry = self.models.get(name)
-        if entry is None:
-            names = ", ".join(sorted(self.models)) or "none yet"
+        if entry is not None:
+            return entry
+        entry = self.tuned.get(name)
+        if entry is None or entry.owner != project_id:
+            names = ", ".join(sorted(self.names_for(project_id))) or "none yet"
             shown = name if len(name) <= 100 else name[:100] + "..."
             raise ModelNotFound(
                 f"the model {shown!r} does not exist; models here: {names}", param="model"
             )
         return entry
+
+    def names_for(self, project_id: str) -> list[str]:
+        """Return the names that a project can ask."""
+        return [entry.name for entry in self.seen_by(project_id)]
+
+    def seen_by(self, project_id: str) -> Iterator[ModelEntry]:
+        """Yield the models that a project can ask, its own tuned ones last."""
+        yield from self.models.values()
+        for entry in self.tuned.values():
+            if entry.owner == project_id:
+                yield entry
 
 
 Describe = Callable[[str], ModelFacts]
@@ -148,22 +195,18 @@ def build_snapshot(
             max_model_len=min(lengths, default=None),
             targets=(*(known.targets if known else ()), *targets),
         )
+    tuned = _tuned_entries(state.tuned_models, models, describe)
     for alias in state.aliases:
-        behind = models.get(alias.model_id)
-        if behind is not None and alias.name not in models:
-            models[alias.name] = ModelEntry(
-                name=alias.name,
-                root=behind.root,
-                facts=behind.facts,
-                created=behind.created,
-                max_model_len=behind.max_model_len,
-                targets=behind.targets,
-            )
+        behind = models.get(alias.model_id) or tuned.get(alias.model_id)
+        if behind is not None and alias.name not in models and alias.name not in tuned:
+            among = models if behind.owner is None else tuned
+            among[alias.name] = replace(behind, name=alias.name)
     if previous is not None and previous.revision == state.revision:
-        return replace(previous, models=models)
+        return replace(previous, models=models, tuned=tuned)
     return Snapshot(
         revision=state.revision,
         models=models,
+        tuned=tuned,
         keys={key.id: key for key in state.keys},
         access=key_access(state),
         organizations={item.id: item for item in state.organizations},
@@ -171,6 +214,48 @@ def build_snapshot(
         limits=state.limits,
         terms=TermsBook(state, prices),
     )
+
+
+def _tuned_entries(
+    names: Sequence[TunedName], models: dict[str, ModelEntry], describe: Describe
+) -> dict[str, ModelEntry]:
+    """Return the tuned models that may be asked, by name.
+
+    Args:
+        names: All there are.
+        models: Of the deployments; those of tuned models that have weights of their own are taken
+            out, as only their owners may see them.
+        describe: Facts of a model id.
+    """
+    holders: dict[tuple[str, str], list[Target]] = {}
+    for entry in models.values():
+        for target in entry.targets:
+            for name in target.replica.adapters:
+                held = replace(target, adapter_name=name)
+                holders.setdefault((entry.root, name), []).append(held)
+    tuned: dict[str, ModelEntry] = {}
+    for name in names:
+        own = models.pop(name.id, None) if name.adapter_name is None else None
+        if not name.is_published:
+            continue
+        base = own or models.get(name.base_model_id)
+        facts = describe(name.base_model_id)
+        targets, engines = own.targets if own else (), None
+        if name.adapter_name is not None:
+            targets = tuple(holders.get((name.base_model_id, name.adapter_name), ()))
+            engines = base.targets if base else ()
+        tuned[name.id] = ModelEntry(
+            name=name.id,
+            root=name.id,
+            facts=facts,
+            created=int(name.created_at),
+            max_model_len=base.max_model_len if base else facts.context,
+            targets=targets,
+            base=name.base_model_id,
+            owner=name.project_id,
+            engines=engines,
+        )
+    return tuned
 
 
 def _targets(deployment: Deployment, ready: list[Replica], connect: Connect) -> list[Target]:

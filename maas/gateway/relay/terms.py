@@ -46,6 +46,7 @@ class TermsBook:
             for limit in state.limits
         }
         self._prices = prices
+        self._base_of = {tuned.id: tuned.base_model_id for tuned in state.tuned_models}
         self._known: dict[tuple[str, str], Terms] = {}
 
     def terms_of(self, key_id: str, model_id: str) -> Terms:
@@ -66,11 +67,18 @@ class TermsBook:
             raise AuthenticationFailed("the API key is no more")
         project = self._projects[project_id]
         payer = Payer(project.organization_id, project.id, key_id)
-        subjects = subjects_of(
-            organization_id=payer.organization_id,
-            project_id=payer.project_id,
-            key_id=key_id,
-            model=model_id,
+        base = self._base_of.get(model_id)
+        # What is tuned counts against the limits of its base too: tuning is no way around them.
+        models = [model_id] if base is None else [model_id, base]
+        subjects = dict.fromkeys(
+            subject
+            for model in models
+            for subject in subjects_of(
+                organization_id=payer.organization_id,
+                project_id=payer.project_id,
+                key_id=key_id,
+                model=model,
+            )
         )
         caps = [
             cap
@@ -80,6 +88,6 @@ class TermsBook:
         ]
         priority = _PRIORITIES[project.priority.value]
         tier = "default" if priority is Priority.ONLINE else project.priority.value
-        price = self._prices.price_of(model_id, tier)
+        price = self._prices.price_of(model_id, tier, base=base)
         counts_tokens = any(cap.metric in COUNTED_IN_TOKENS for cap in caps)
         return Terms(payer, tuple(caps), price, float(project.weight), priority, counts_tokens)

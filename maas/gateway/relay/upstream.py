@@ -239,7 +239,7 @@ class EngineAnswer:
         self._response.set_paused(is_paused)
 
     def _filter(self, shown_name: str) -> StreamFilter:
-        engine_model = self.target.replica.engine_model
+        engine_model = self.target.engine_model
         rename = None
         if engine_model != shown_name:
             old, new = msgspec.json.encode(engine_model), msgspec.json.encode(shown_name)
@@ -305,9 +305,8 @@ class Upstream:
             NoReplica: There is none.
         """
         if not entry.targets:
-            raise NoReplica(
-                f"the model {entry.name!r} is deployed but no replica is ready; try again shortly"
-            )
+            lacking = "no engine holds it yet" if entry.is_adapter else "no replica is ready"
+            raise NoReplica(f"the model {entry.name!r} is known but {lacking}; try again shortly")
         able = [
             target
             for target in entry.targets
@@ -335,7 +334,11 @@ class Upstream:
             EngineError: Every replica that was tried failed.
         """
         targets = self.targets_for(entry, request)
-        prefix = request.prefix if len(targets) > 1 else b""
+        prefix = b""
+        if len(targets) > 1:
+            # One adapter's requests go to one replica: there it is in the batch already, and each
+            # replica has fewer of them to swap. Its prefixes are cached there too.
+            prefix = entry.root.encode() if entry.is_adapter else request.prefix
         tried: list[str] = []
         while True:
             target = self._router.choose(targets, prefix=prefix, tried=tried)
@@ -394,7 +397,7 @@ def _encode(origin: Origin, target: Target, request: EngineRequest, caller: Call
         salt = b',"cache_salt":' + msgspec.json.encode(caller.project_id)
     body = encode_for(
         request,
-        engine_model=target.replica.engine_model,
+        engine_model=target.engine_model,
         extra=salt,
         capabilities=target.capabilities,
     )

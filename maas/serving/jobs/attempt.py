@@ -37,6 +37,10 @@ class WorkerReporter:
         """Tell of an optimizer step; false means: keep a checkpoint and stop."""
         return bool(ray.get(self._actor.hear.remote("on_step", step)))
 
+    def flush(self) -> None:
+        """Have all that was told kept."""
+        ray.get(self._actor.hear.remote("flush"))
+
     def on_validation(self, metrics: dict[str, float]) -> None:
         """Tell of a validation."""
         ray.get(self._actor.hear.remote("on_validation", metrics))
@@ -128,6 +132,11 @@ class Attempt:
     def on_step(self, step: StepReport) -> bool:
         """Take a step's report; say whether to go on."""
         return self._runner is not None and self._runner.on_step(step)
+
+    def flush(self) -> None:
+        """Keep all that was reported."""
+        if self._runner is not None:
+            self._runner.flush()
 
     def on_validation(self, metrics: dict[str, float]) -> None:
         """Take a validation's report."""

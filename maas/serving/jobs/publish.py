@@ -8,18 +8,23 @@ import csv
 import io
 import logging
 import re
+import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from maas.core.errors import ReceiptFailed
 from maas.core.settings import Settings
-from maas.finetune.adapter_files import ADAPTER_NAMES, describe_adapter
-from maas.finetune.receipt.parity import Receipt, measure
+from maas.engines.prepare import folder_name
+from maas.finetune.adapter_files import ADAPTER_NAMES
+from maas.finetune.receipt.parity import measure
+from maas.finetune.receipt.records import Receipt
+from maas.finetune.registry import AdapterRegistry
 from maas.finetune.train.spec import CheckpointReport, TrainOutcome, TrainSpec, golden_file
 from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
-from maas.store.adapters import TunedKind, TunedModel, TunedState, engine_name
+from maas.store.adapters import Adapter, TunedKind, TunedModel, TunedState, engine_name
 from maas.store.files import NewFile, blob_key_of, new_file_id
 from maas.store.jobs import Job, JobChange, JobStatus, Telling
 from maas.store.records import Replica, ReplicaState
@@ -89,18 +94,7 @@ class Publisher:
         self._finish(outcome, models, receipts)
 
     def _register(self, spec: TrainSpec, name: str, folder: Path, step: int) -> TunedModel:
-        facts = describe_adapter(folder)
-        key = f"adapters/{facts.id}"
-        names = ADAPTER_NAMES
-        if not all(self._tools.blobs.exists(f"{key}/{file}") for file in names):
-            self._tools.blobs.put_folder(key, folder, names)
-        self._tools.adapters.add(
-            facts.id,
-            base_model_id=self._job.base_model_id,
-            r=facts.r,
-            target_modules=facts.target_modules,
-            size_bytes=facts.size_bytes,
-        )
+        adapter = self._take(folder)
         card = self._tools.catalog.get_card(self._job.base_model_id)
         return self._tools.tuned_models.add(
             TunedModel(
@@ -108,7 +102,7 @@ class Publisher:
                 project_id=self._job.project_id,
                 base_model_id=self._job.base_model_id,
                 kind=TunedKind.ADAPTER,
-                adapter_id=facts.id,
+                adapter_id=adapter.id,
                 weights_key=None,
                 job_id=self._job.id,
                 step=step,
@@ -121,6 +115,16 @@ class Publisher:
                 deleted_at=None,
             )
         )
+
+    def _take(self, checkpoint: Path) -> Adapter:
+        """Store a checkpoint's adapter, without what only the trainer needs."""
+        scratch = self._settings.home / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        registry = AdapterRegistry(self._tools.blobs, self._tools.adapters, scratch)
+        with TemporaryDirectory(dir=scratch) as folder:
+            for name in ADAPTER_NAMES:
+                shutil.copy(checkpoint / name, Path(folder) / name)
+            return registry.take(Path(folder), self._job.base_model_id, base=None)
 
     def _checkpoints(self) -> list[TunedModel]:
         """Return the models of the checkpoints that are kept."""
@@ -172,7 +176,14 @@ class Publisher:
             golden_file(spec, str(model.adapter_id)),
             engine_url=None if replica is None else replica.url,
             engine_model=None if replica is None else engine_name(str(model.adapter_id)),
+            engine_dir=self._served_dir(),
         )
+
+    def _served_dir(self) -> Path | None:
+        """Return the folder that engines of this machine read the base from."""
+        card = self._tools.catalog.get_card(self._job.base_model_id)
+        folder = self._settings.weights_dir / folder_name(card)
+        return folder if folder.is_dir() else None
 
     def _refuse(self, model: TunedModel, receipt: Receipt) -> None:
         self._tools.tuned_models.judge(

@@ -93,6 +93,14 @@ class JobRunner:
         )
         return self._desk.may_go_on
 
+    def flush(self) -> None:
+        """Write all that was reported.
+
+        Raises:
+            Superseded: The job is not this runner's any more.
+        """
+        self._desk.write(JobChange())
+
     def on_validation(self, metrics: dict[str, Any]) -> None:
         """Take a validation's report."""
         step = int(metrics["step"])

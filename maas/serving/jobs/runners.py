@@ -30,9 +30,9 @@ class JobActor:
         module = import_module("maas.serving.jobs.attempt")
         self._attempt = module.Attempt(settings, runner, ray.get_runtime_context().current_actor)
 
-    def hear(self, what: str, report: Any) -> Any:
-        """Take a worker's report: ``on_step``, ``on_validation``, ``on_checkpoint`` ..."""
-        return getattr(self._attempt, what)(report)
+    def hear(self, what: str, *report: Any) -> Any:
+        """Take a worker's report: ``on_step``, ``flush``, ``on_checkpoint`` ..."""
+        return getattr(self._attempt, what)(*report)
 
 
 # Many threads: workers report while it works. Nobody starts it again but the queue.

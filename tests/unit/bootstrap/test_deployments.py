@@ -49,7 +49,7 @@ def _create(settings, store, *replicas: int):
         store,
         model_id=MODEL,
         engine=None,
-        options={"kv_cache_bytes": GIB},
+        options={"kv_cache_bytes": GIB, "max_loras": 0},
         replicas=replicas,
     )
 

@@ -50,7 +50,8 @@ class Options:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     tensor_parallel_size: int = 1
-    max_loras: int = 0
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
     max_lora_rank: int = 16
     extra_engine_args: tuple[str, ...] = ()
 

@@ -110,7 +110,7 @@ def test_each_replica_takes_gpus_of_its_own(catalog):
 
 def test_gpu_needs_room_for_one_full_sequence_and_not_for_a_whole_batch(catalog):
     machine = replace(MACHINE, gpus=(Gpu("one", 24 * GIB),))
-    _, fit = size_up(catalog["llama-2-7b-chat"], machine, parse_options({}))
+    _, fit = size_up(catalog["llama-2-7b-chat"], machine, parse_options({}), engine="vllm")
     assert fit.kv_bytes == fit.kv_bytes_per_token * fit.max_model_len
     assert fit.full_kv_bytes == fit.kv_bytes * fit.max_num_seqs > 24 * GIB
     assert fit.fits
@@ -119,7 +119,7 @@ def test_gpu_needs_room_for_one_full_sequence_and_not_for_a_whole_batch(catalog)
 def test_check_counts_what_a_start_takes(catalog):
     card = catalog["smollm2-135m-instruct"]
     options = {"max_model_len": 1024, "max_num_seqs": 4}
-    tuning, fit = size_up(card, MACHINE, parse_options(options))
+    tuning, fit = size_up(card, MACHINE, parse_options(options), engine="vllm")
     plan = make_plan(_deployment(**options), card, MACHINE)
     assert (fit.total_bytes, fit.kv_bytes) == (plan.memory_bytes, plan.spec.kv_cache_bytes)
     assert tuning.spec == plan.spec
@@ -139,8 +139,8 @@ def test_variant_with_its_own_weights_is_planned_by_them(catalog, engine):
 
 def test_quantised_weights_are_smaller_and_computed_in_bfloat16_on_processors(catalog):
     card = catalog["qwen3-8b"]
-    tuning, fit = size_up(card, MACHINE, parse_options({"quantization": "awq"}))
-    _, plain = size_up(card, MACHINE, parse_options({}))
+    tuning, fit = size_up(card, MACHINE, parse_options({"quantization": "awq"}), engine="vllm")
+    _, plain = size_up(card, MACHINE, parse_options({}), engine="vllm")
     assert fit.weights_bytes < plain.weights_bytes / 3
     assert tuning.spec.dtype == "bfloat16"
 

@@ -121,6 +121,7 @@ def _models() -> None:
         sa.Column("base_model_id", _NAME, nullable=False, index=True),
         *_must(sa.BigInteger(), "r", "size_bytes"),
         *_must(sa.JSON(), "target_modules"),
+        *_maybe(_TEXT, "problem"),
         *_must(sa.Float(), "created_at"),
     )
     op.create_table(

@@ -30,6 +30,9 @@ class Heard:
         self.steps.append(step)
         return step.step != self._stop_after
 
+    def flush(self):
+        self.flushed = len(self.steps)
+
     def on_validation(self, metrics):
         self.validations.append(metrics)
 
@@ -211,7 +214,7 @@ def test_continued_pretraining_learns_every_token(make_spec):
     texts = [{"text": "the cat sat on the mat and looked at the moon " * 3} for _ in range(4)]
     heard = Heard()
     train(make_spec(texts, method="pretrain", n_epochs=8, recipe={"tuning": "full"}), heard)
-    assert heard.steps[-1].loss < heard.steps[0].loss * 0.7
+    assert heard.steps[-1].loss < heard.steps[0].loss * 0.9
 
 
 def test_checkpoint_that_finds_no_room_leaves_nothing(tmp_path):
