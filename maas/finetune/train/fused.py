@@ -150,7 +150,7 @@ def _is_plain_lora(layer: LoraLayer) -> bool:
     )
 
 
-def _replace(part: torch.nn.Module, forward: Any, *, is_known: bool) -> None:
+def _replace(part: Any, forward: Any, *, is_known: bool) -> None:
     if not is_known:
         return
     slow = part.forward

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from maas.core.errors import ReceiptFailed
+from maas.core.errors import ReceiptFailed, Unavailable
 from maas.core.settings import Settings
 from maas.engines.prepare import folder_name
 from maas.finetune.adapter_files import ADAPTER_NAMES
@@ -161,7 +161,11 @@ class Publisher:
         }
 
     def _wait_until_loaded(self, models: list[TunedModel]) -> Replica | None:
-        """Return a replica that holds every adapter; none where the base is not served."""
+        """Return a replica that holds every adapter; none where the base is not served.
+
+        Raises:
+            Unavailable: The base should be served, and no replica of it has them in time.
+        """
         wanted = {engine_name(model.adapter_id) for model in models if model.adapter_id}
         give_up_at = time.monotonic() + self._settings.finetune.publish_timeout_s
         while time.monotonic() < give_up_at:
@@ -172,10 +176,8 @@ class Publisher:
                 is_ready = replica.deployment_id in serving and replica.state is ReplicaState.READY
                 if is_ready and wanted <= set(replica.adapters):
                     return replica
-            if not self._desk.may_go_on:
-                break
             time.sleep(_POLL_S)
-        return None
+        raise Unavailable(f"no replica of {self._job.base_model_id} holds the new adapter yet")
 
     def _measure(self, spec: TrainSpec, model: TunedModel, replica: Replica | None) -> Receipt:
         golden = golden_file(spec, str(model.adapter_id))
