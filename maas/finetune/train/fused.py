@@ -136,8 +136,8 @@ def speed_up(module: torch.nn.Module) -> None:
             _replace(part, _lora_forward, is_known=_is_plain_lora(part))
         elif type(part).__name__.endswith("RMSNorm"):
             weight = getattr(part, "weight", None)
-            eps = getattr(part, "variance_epsilon", None)
-            is_known = weight is not None and not weight.requires_grad and eps is not None
+            has_eps = hasattr(part, "variance_epsilon")
+            is_known = has_eps and weight is not None and not weight.requires_grad
             _replace(part, _norm_forward, is_known=is_known)
 
 

@@ -41,7 +41,8 @@ def test_wrong_recipe_names_file_and_field(tmp_path, field, text):
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "epochs"), [(1, 25), (10, 10), (34, 3), (1000, 3), (10_000, 2), (100_000, 1)]
+    ("num_examples", "epochs"),
+    [(1, 25), (16, 25), (72, 6), (134, 3), (1000, 3), (10_000, 2), (100_000, 1)],
 )
 def test_small_data_is_seen_often_and_large_data_once(num_examples, epochs):
     assert auto_epochs(num_examples) == epochs
