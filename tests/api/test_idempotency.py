@@ -14,7 +14,7 @@ from maas.store.records import Role
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import IdempotencyRow
 from tests.api.conftest import RunningGateway, running_gateway
-from tests.api.test_tenants import BUDGET, OWNED, SHARED, Tenant, content_of, tenant
+from tests.api.test_tenants import BASE, BUDGET, OWNED, SHARED, Tenant, content_of, tenant
 
 PROJECTS = "/v1/organization/projects"
 CRASH = Path(__file__).with_name("crashing_gateway.py")
@@ -214,6 +214,7 @@ POSTS = {
     "POST /v1/organization/webhooks": {"name": "w", "url": "https://ours.example/other"},
     "POST /v1/organization/rate_limits/{rate_limit_id}": {"max_requests_per_1_minute": 5},
     "POST /v1/organization/spend_limit": BUDGET,
+    "POST /v1/fine_tuning/jobs": {"model": BASE, "training_file": "FILE"},
     "POST /v1/files": {"form": "data"},
     "POST /v1/uploads": {
         "filename": "f",
@@ -250,6 +251,8 @@ def test_every_route_does_a_repeated_request_once(gateway, owner, route):
         body = {**body, "user_id": owner.ids["joining"]}
     if body is not None and "part_ids" in body:
         body = {"part_ids": [owner.ids["part_id"]]}
+    if body is not None and "training_file" in body:
+        body = {**body, "training_file": owner.ids["file_id"]}
     headers = {
         "Authorization": f"Bearer {owner.keys['admin']}",
         "Idempotency-Key": f"once-{sorted(POSTS).index(route)}",
