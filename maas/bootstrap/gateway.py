@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from maas.bootstrap.adapters import open_registry
 from maas.bootstrap.child import begin
 from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import Store, open_store
@@ -23,6 +24,7 @@ from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.finetune.charges import TrainingLedger
 from maas.finetune.recipe import load_recipes
+from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.app import Gateway, Workshop, create_gateway
 from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
@@ -93,8 +95,16 @@ def connect_with(
 def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
     files = FileRepository(store.database, store.clock)
     books = Books(store.database, store.clock)
+    cards = load_catalog(settings.models_dir)
     return Workshop(
         blobs=open_blobs(settings),
+        brought_adapters=BroughtAdapters(
+            registry=open_registry(settings, store),
+            files=files,
+            deployments=store.deployments,
+            cards=cards,
+            weights_dir=settings.weights_dir,
+        ),
         files=files,
         uploads=UploadRepository(store.database, store.clock),
         fine_tuning=FineTuning(
@@ -104,7 +114,7 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
             tuned_models=store.tuned_models,
             ledger=TrainingLedger(store.database, store.clock, books, ledger.tariff),
             recipes=load_recipes(settings.finetune.recipes_dir),
-            cards=load_catalog(settings.models_dir),
+            cards=cards,
             max_unfinished=settings.finetune.max_unfinished_jobs,
         ),
     )

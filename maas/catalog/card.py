@@ -42,6 +42,12 @@ class Licence(_Part):
     """What the user must do or not do, in plain words."""
     url: str | None = None
     """Where the text is."""
+    allows_tuning: bool = True
+    """Whether models may be made from it."""
+    allows_export: bool = True
+    """Whether what was tuned from it may leave the platform."""
+    allows_sharing: bool = True
+    """Whether what was tuned from it may be given to others."""
 
     @model_validator(mode="after")
     def _conditions_are_named(self) -> "Licence":

@@ -18,18 +18,25 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from maas.bootstrap import open_store, resolve_settings
+from maas.bootstrap.adapters import bring_adapter
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.fit import FitReport, num_replicas_that_fit
 from maas.catalog.machine import Machine, probe_machine
 from maas.catalog.weights.files import Progress, source_access
 from maas.cli.output import JsonFlag, emit
-from maas.core.errors import ConfigError
+from maas.cli.receipt import render_receipt
+from maas.cli.tenants import ProjectOption, find_project, opened
+from maas.core.errors import ConfigError, NotFound
 from maas.engines.prepare import folder_name, prepare_model, verify_model
+from maas.finetune.receipt.records import read_receipt
 from maas.serving.options import parse_options
 from maas.serving.plan import check_quantization, size_up
+from maas.store.state import DEFAULT_PROJECT
 
-app = typer.Typer(help="Models: list, show, check, pull, verify.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models: list, show, check, pull, verify; receipts of tuned ones.", no_args_is_help=True
+)
 
 ModelId = Annotated[str, typer.Argument(help="Model id, as in: maas model list.")]
 Form = Annotated[
@@ -250,6 +257,59 @@ def verify(model_id: ModelId, quantization: Form = None, as_json: JsonFlag = Fal
     )
 
 
+@app.command("add-adapter")
+def add_adapter(
+    folder: Annotated[
+        Path, typer.Argument(help="adapter_config.json and adapter_model.safetensors, as PEFT's.")
+    ],
+    base: Annotated[str, typer.Option(help="The model it was tuned from.")],
+    suffix: Annotated[str | None, typer.Option(help="Your part of its name.")] = None,
+    project: ProjectOption = DEFAULT_PROJECT,
+    as_json: JsonFlag = False,
+) -> None:
+    """Serve a LoRA adapter that was tuned elsewhere. It is checked before anything loads it."""
+    store = opened()
+    model, adapter = bring_adapter(
+        resolve_settings(),
+        store,
+        folder,
+        base_model_id=base,
+        project=find_project(store, project),
+        suffix=suffix,
+    )
+    emit(
+        {"id": model.id, "adapter_sha256": adapter.id, "r": adapter.r, "base": base},
+        as_json=as_json,
+        render=lambda console: console.print(
+            f"{model.id}: answers as soon as an engine of {base} holds it", soft_wrap=True
+        ),
+    )
+
+
+@app.command()
+def receipt(
+    name: Annotated[
+        str, typer.Argument(help="A tuned model, as in: ft:<base>:<org>:<suffix>:<id>.")
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the parity receipt of a tuned model: whether it answers as it was trained to.
+
+    Exit code 1 when it failed.
+    """
+    model = open_store(resolve_settings()).tuned_models.find(name)
+    if model is None:
+        raise NotFound(f"no tuned model has the name {name!r}")
+    found = read_receipt(model.receipt, name)
+    emit(
+        {"model": name, **found.model_dump(mode="json")},
+        as_json=as_json,
+        render=lambda console: render_receipt(console, name, found),
+    )
+    if found.verdict != "passed":
+        raise typer.Exit(code=1)
+
+
 @app.command()
 def alias(
     name: Annotated[str, typer.Argument(help="The stable public name.")],
@@ -265,7 +325,8 @@ def alias(
         store.aliases.remove(name)
     else:
         deployed = {deployment.model_id for deployment in store.deployments.list()}
-        if model_id not in deployed:
+        tuned = {model.id for model in store.tuned_models.list()}
+        if model_id not in deployed | tuned:
             load_catalog(settings.models_dir).get_card(model_id)
         if name in deployed or name in load_catalog(settings.models_dir):
             raise ConfigError(f"{name!r} is a model's own name; take another one")

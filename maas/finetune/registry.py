@@ -4,14 +4,26 @@ import re
 import secrets
 import string
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from maas.core.errors import InvalidRequest
+from maas.catalog.card import ModelCard
+from maas.core.errors import InvalidRequest, PermissionDenied
+from maas.engines.contract import EngineSpec
 from maas.finetune.adapter_files import ADAPTER_NAMES, MAX_RANK, check_adapter, keep_adapter
 from maas.finetune.base_modules import BaseModules
-from maas.store.adapters import Adapter, AdapterRepository
+from maas.store.adapters import (
+    Adapter,
+    AdapterRepository,
+    TunedKind,
+    TunedModel,
+    TunedModelRepository,
+    TunedState,
+)
 from maas.store.blobs import Blobs
+from maas.store.records import Deployment
 
 MAX_SUFFIX_CHARS = 64
 _SUFFIX = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -22,6 +34,28 @@ _ID_LENGTH = 8
 def blob_key_of(adapter_id: str) -> str:
     """Return where an adapter's files are stored."""
     return f"adapters/{adapter_id}"
+
+
+def max_rank_of(deployments: Iterable[Deployment], model_id: str) -> int:
+    """Return the largest rank that engines of a base take; any, where none is deployed."""
+    ranks = [
+        int(deployment.options.get("max_lora_rank", EngineSpec.max_lora_rank))
+        for deployment in deployments
+        if deployment.model_id == model_id
+    ]
+    return max(ranks, default=MAX_RANK)
+
+
+def check_allows_tuning(card: ModelCard) -> None:
+    """Check that models may be made from a base.
+
+    Raises:
+        PermissionDenied: Its licence forbids it.
+    """
+    if not card.licence.allows_tuning:
+        raise PermissionDenied(
+            f"the licence of {card.id} ({card.licence.name}) does not allow tuning", param="model"
+        )
 
 
 def check_suffix(suffix: str) -> str:
@@ -57,18 +91,81 @@ def new_name_id() -> str:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """An adapter that somebody brings.
+
+    Attributes:
+        folder: Its two files.
+        organization: Name of the organisation, for the public name.
+        source: Where it comes from, as lineage says it.
+        max_rank: Largest rank that engines of the base take.
+    """
+
+    folder: Path
+    project_id: str
+    organization: str
+    suffix: str | None
+    source: Mapping[str, Any]
+    max_rank: int = MAX_RANK
+
+
+@dataclass(frozen=True)
 class AdapterRegistry:
     """Stores adapters.
 
     Attributes:
         blobs: Where their files go.
         adapters: Where they are written down.
+        tuned_models: Where their public names are.
         scratch_dir: A folder on this machine's disk to work in.
     """
 
     blobs: Blobs
     adapters: AdapterRepository
+    tuned_models: TunedModelRepository
     scratch_dir: Path
+
+    def bring(
+        self, brought: Brought, card: ModelCard, base: BaseModules | None
+    ) -> tuple[TunedModel, Adapter]:
+        """Take an adapter that was not tuned here, and give it a public name.
+
+        It is a candidate until an engine of the base holds it.
+
+        Args:
+            brought: The adapter.
+            card: Of the base; its licence is the tuned model's.
+            base: That model's modules; none where its weights are not here.
+
+        Raises:
+            AdapterRefused: It cannot be served.
+            InvalidRequest: Its suffix is none, or the base takes no adapters.
+            PermissionDenied: The base's licence forbids it.
+        """
+        check_allows_tuning(card)
+        suffix = None if brought.suffix is None else check_suffix(brought.suffix)
+        if card.task != "generate":
+            raise InvalidRequest(f"the model {card.id} takes no adapters", param="model")
+        adapter = self.take(brought.folder, card.id, base=base, max_rank=brought.max_rank)
+        base_source = {"id": card.id, "source": list(card.source), "revision": card.revision}
+        model = TunedModel(
+            id=public_name(card.id, brought.organization, suffix),
+            project_id=brought.project_id,
+            base_model_id=card.id,
+            kind=TunedKind.ADAPTER,
+            adapter_id=adapter.id,
+            weights_key=None,
+            job_id=None,
+            step=None,
+            state=TunedState.CANDIDATE,
+            lineage={**brought.source, "base": base_source},
+            licence=card.licence.model_dump(mode="json"),
+            receipt=None,
+            created_at=self.adapters.now(),
+            published_at=None,
+            deleted_at=None,
+        )
+        return self.tuned_models.add(model), adapter
 
     def take(
         self,

@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from maas.core.errors import InvalidRequest, MaasError, MalformedBody, NotFound, UnknownField
 from maas.core.ids import new_id
 from maas.core.settings import GatewaySettings
+from maas.gateway.adapters import routes as adapters
+from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.control_writes import ControlWrites, Sealing
 from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.files import routes as files
@@ -50,7 +52,6 @@ from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
-from maas.store.adapters import TunedModelRepository
 from maas.store.blobs import Blobs
 from maas.store.files import FileRepository
 from maas.store.tenancy import Tenancy
@@ -197,6 +198,7 @@ class Workshop:
     files: FileRepository
     uploads: UploadRepository
     fine_tuning: FineTuning
+    brought_adapters: BroughtAdapters
 
 
 def _control_plane(  # noqa: PLR0913 - what the routes work with
@@ -223,14 +225,16 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     app.state.spent = ledger.usage.spent_this_month
     app.state.usage = ledger.usage
     app.state.webhooks = webhooks
-    app.state.tuned_models = TunedModelRepository(tenancy.database, tenancy.clock)
+    app.state.tuned_models = workshop.brought_adapters.registry.tuned_models
     app.state.settings = settings
     app.state.blobs = workshop.blobs
     app.state.files = workshop.files
     app.state.uploads = workshop.uploads
     app.state.fine_tuning = workshop.fine_tuning
+    app.state.brought_adapters = workshop.brought_adapters
     app.include_router(health.router)
     app.include_router(models.router)
+    app.include_router(adapters.router)
     app.include_router(organization.router)
     app.include_router(files.router)
     app.include_router(uploads.router)

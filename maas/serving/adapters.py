@@ -105,6 +105,7 @@ class AdapterKeeper:
         adapters: What is wanted.
         shelf: Where the files come from.
         revision: Reads the store's revision.
+        on_held: Told the id of an adapter that is awaited, once the engine holds it.
         clock: Seconds, for pauses.
     """
 
@@ -114,6 +115,7 @@ class AdapterKeeper:
     adapters: AdapterRepository
     shelf: AdapterShelf
     revision: Callable[[], int]
+    on_held: Callable[[str], object]
     clock: Callable[[], float] = time.monotonic
     _held: dict[str, None] = field(default_factory=dict)
     _leaving: dict[str, float] = field(default_factory=dict)
@@ -138,6 +140,7 @@ class AdapterKeeper:
         await self._look()
         has_changed = self._let_go()
         await self._unload(client, url)
+        await self._publish_awaited()
         missing = self._next()
         has_loaded = missing is not None and await self._load(client, url, missing)
         return has_changed or has_loaded
@@ -209,6 +212,13 @@ class AdapterKeeper:
             return
         log.warning("%s cannot be loaded: %s", name, error.message)
         await self._tell(adapter, error.message)
+
+    async def _publish_awaited(self) -> None:
+        """Publish what was brought with an adapter that is held; its bringer waits for that."""
+        for name, adapter in self._wanted.items():
+            if adapter.is_awaited and name in self._held:
+                await asyncio.to_thread(self.on_held, adapter.id)
+                self._wanted[name] = replace(adapter, is_awaited=False)
 
     async def _tell(self, adapter: Adapter, problem: str | None) -> None:
         if adapter.problem != problem:

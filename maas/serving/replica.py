@@ -28,7 +28,7 @@ from maas.serving.cpu_share import CpuShare
 from maas.serving.drain import drain
 from maas.serving.plan import DeploymentPlan, prepare_weights
 from maas.serving.scaling import load_metrics
-from maas.store.adapters import AdapterRepository
+from maas.store.adapters import AdapterRepository, TunedModelRepository
 from maas.store.blobs import open_blobs
 from maas.store.clock import StoreClock
 from maas.store.database import Database
@@ -111,6 +111,7 @@ class EngineReplica:
             replica_id=self._lease.id,
             log_path=settings.logs_dir / "engines" / f"{self._lease.id}.log",
         )
+        tuned_models = TunedModelRepository(database, clock)
         self._keeper = AdapterKeeper(
             plan.model_id,
             engine=self._adapter,
@@ -122,6 +123,9 @@ class EngineReplica:
                 max_rank=spec.max_lora_rank,
             ),
             revision=StateReader(database, clock).revision,
+            on_held=lambda adapter_id: tuned_models.publish_loaded(
+                adapter_id, loaded_by=self._lease.id
+            ),
         )
         self._heartbeat = asyncio.create_task(self._beat())
         try:

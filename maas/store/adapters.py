@@ -1,7 +1,7 @@
 """Adapters by their content, and tuned models: the public names of what tuning made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -41,6 +41,7 @@ class Adapter:
         id: SHA-256 of its content (``maas.finetune.adapter_files``).
         r: Its rank.
         problem: Why a replica could not load it when it last tried; none where all did.
+        is_awaited: Whether a model of it is published as soon as a replica holds it.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Adapter:
     size_bytes: int
     created_at: float
     problem: str | None = None
+    is_awaited: bool = False
 
     @property
     def engine_name(self) -> str:
@@ -90,12 +92,24 @@ def engine_name(adapter_id: str) -> str:
     return f"lora-{adapter_id[:ENGINE_NAME_LENGTH]}"
 
 
+# Brought by somebody: published once an engine took it.
+_AWAITED = (
+    TunedModelRow.state == TunedState.CANDIDATE.value,
+    TunedModelRow.job_id.is_(None),
+    TunedModelRow.deleted_at.is_(None),
+)
+
+
 class AdapterRepository:
     """Reads and writes adapters."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+
+    def now(self) -> float:
+        """Return the store's time."""
+        return self._clock.now()
 
     def add(
         self,
@@ -157,7 +171,8 @@ class AdapterRepository:
             rows = session.scalars(
                 select(AdapterRow).where(AdapterRow.id.in_(names)).order_by(AdapterRow.created_at)
             )
-            return tuple(adapter_of(row) for row in rows)
+            awaited = set(session.scalars(select(TunedModelRow.adapter_id).where(*_AWAITED)))
+            return tuple(replace(adapter_of(row), is_awaited=row.id in awaited) for row in rows)
 
 
 class TunedModelRepository:
@@ -225,6 +240,23 @@ class TunedModelRepository:
             if state is TunedState.PUBLISHED and row.published_at is None:
                 row.published_at = self._clock.now()
 
+    def publish_loaded(self, adapter_id: str, *, loaded_by: str) -> int:
+        """Publish the models that were brought with an adapter which a replica now holds.
+
+        Those of jobs wait for their receipts.
+
+        Returns:
+            How many there were.
+        """
+        awaited = select(TunedModelRow).where(*_AWAITED, TunedModelRow.adapter_id == adapter_id)
+        with self._database.write() as session:
+            rows = session.scalars(awaited).all()
+            for row in rows:
+                row.state = TunedState.PUBLISHED.value
+                row.published_at = self._clock.now()
+                row.receipt = {"kind": "loaded", "replica": loaded_by}
+            return len(rows)
+
     def delete(self, project_id: str, model_id: str) -> None:
         """Take a tuned model away.
 
@@ -258,9 +290,15 @@ def names_of(session: Session) -> tuple[TunedName, ...]:
 
 def adapter_of(row: AdapterRow) -> Adapter:
     """Return the row as a frozen record."""
-    values: dict[str, Any] = {name: getattr(row, name) for name in Adapter.__dataclass_fields__}
-    values["target_modules"] = tuple(row.target_modules)
-    return Adapter(**values)
+    return Adapter(
+        id=row.id,
+        base_model_id=row.base_model_id,
+        r=row.r,
+        target_modules=tuple(row.target_modules),
+        size_bytes=row.size_bytes,
+        created_at=row.created_at,
+        problem=row.problem,
+    )
 
 
 def record_of(row: TunedModelRow) -> TunedModel:

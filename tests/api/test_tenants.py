@@ -60,14 +60,14 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "GET /v1/organization/admin_api_keys/{key_id}": None,
     "DELETE /v1/organization/admin_api_keys/{key_id}": None,
     "DELETE /v1/organization/webhooks/{webhook_id}": None,
+    "GET /v1/models/{model}": None,
+    "DELETE /v1/models/{model}": None,
     "GET /v1/files/{file_id}": None,
     "GET /v1/files/{file_id}/content": None,
     "POST /v1/uploads/{upload_id}/parts": FORM,
     "POST /v1/uploads/{upload_id}/complete": {"part_ids": ["PART"]},
     "POST /v1/uploads/{upload_id}/cancel": None,
     "DELETE /v1/files/{file_id}": None,
-    "GET /v1/models/{model}": None,
-    "DELETE /v1/models/{model}": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -82,8 +82,8 @@ LISTS = {
     "GET /v1/organization/usage/{kind}",
     "GET /v1/organization/costs",
     "GET /v1/organization/webhooks",
-    "GET /v1/files",
     "GET /v1/models",
+    "GET /v1/files",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {

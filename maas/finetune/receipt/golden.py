@@ -25,9 +25,7 @@ from maas.finetune.data.rendering import Message, Renderer
 from maas.finetune.receipt.identity import files_hash, identify
 from maas.finetune.receipt.records import TOP, Golden, GoldenAnswer, Row
 
-NUM_NEW_TOKENS = 24
-# A prompt's last tokens are compared too: more positions for one pass.
-NUM_PROMPT_ROWS = 16
+NUM_NEW_TOKENS = 32
 # Longer chats say no more and cost a pass each.
 MAX_PROMPT_TOKENS = 512
 # Asked of every model, whatever it was tuned to; the rest comes from its data.
@@ -45,9 +43,6 @@ class _Asked:
     chats: list[list[Message]]
     prompts: list[list[int]]
     answers: list[list[int]]
-
-    def firsts(self) -> list[int]:
-        return [max(1, len(prompt) - NUM_PROMPT_ROWS) for prompt in self.prompts]
 
 
 def write_golden(
@@ -89,7 +84,6 @@ def write_golden(
             identity=identify(model_dir),
             adapter_sha256=files_hash(folder, ADAPTER_FILES),
             versions=_versions(),
-            eos_ids=sorted(eos_ids),
             answers=_records(renderer, asked, tuned, plain, _rows(merged, asked)),
         )
         del merged
@@ -130,7 +124,6 @@ def write_golden_weights(
         identity=identify(weights_dir),
         adapter_sha256=None,
         versions=_versions(),
-        eos_ids=sorted(eos_ids),
         answers=_records(renderer, asked, tuned, None, _rows(_load(weights_dir, dtype), asked)),
     )
     _write_whole(out, golden)
@@ -214,6 +207,7 @@ def _greedy(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=1,
         )
         cache = output.past_key_values
         ids = output.logits[:, -1].argmax(-1, keepdim=True)
@@ -229,16 +223,18 @@ def _greedy(
 
 @torch.no_grad()
 def _rows(model: torch.nn.Module, asked: _Asked) -> list[list[Row]]:
-    """Return for each prompt the rows of its tokens, the model reading prompt and answer."""
+    """Return for each answer the rows of its tokens, the model reading prompt and answer."""
     device = next(model.parameters()).device
     found: list[list[Row]] = []
-    for prompt, answer, first in zip(asked.prompts, asked.answers, asked.firsts(), strict=True):
+    for prompt, answer in zip(asked.prompts, asked.answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1]
+        # The last of the prompt tells the answer's first; what follows the answer nobody asked.
+        output = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1)
+        logits = output.logits[0, :-1]
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         if not torch.isfinite(logprobs).all():
             raise ReceiptFailed("the tuned model's logits are no numbers")
-        actual = ids[0, first:, None]
+        actual = ids[0, len(prompt) :, None]
         values, tokens = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
         tokens = torch.cat([tokens, actual], dim=-1).tolist()
         values = torch.cat([values, logprobs.gather(-1, actual)], dim=-1).tolist()
@@ -266,7 +262,6 @@ def _records(
             completion_text=str(
                 renderer.tokenizer.decode(asked.answers[i], skip_special_tokens=True)
             ),
-            first=asked.firsts()[i],
             trainer=tuned[i],
             base=plain[i] if plain else [],
             again=again[i],

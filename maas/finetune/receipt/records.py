@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from maas.core.errors import NotFound, ReceiptFailed
 
@@ -41,20 +41,13 @@ class GoldenAnswer(_Part):
     """The trainer's greedy answer, with its end where it came to one."""
     completion_text: str
     """The same as text, without special tokens."""
-    first: int = Field(gt=0)
-    """Position of the first token that has a row."""
     trainer: list[Row]
-    """What the trainer's model says, a row for each token from ``first`` on."""
+    """What the trainer's model says, a row for each token of the answer."""
     base: list[Row] = []
     """The same of the base without the adapter; empty for whole weights."""
     again: list[Row]
     """The same of the other form: weights with the adapter merged in, or whole weights as
     they were saved."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Prompt and answer."""
-        return [*self.prompt_ids, *self.completion_ids]
 
 
 class Golden(_Part):
@@ -70,8 +63,6 @@ class Golden(_Part):
     """Of the adapter's files; none for whole weights."""
     versions: dict[str, str]
     """Of the libraries that computed it."""
-    eos_ids: list[int]
-    """Tokens that end an answer."""
     answers: list[GoldenAnswer]
     """One for each golden prompt."""
 
@@ -145,7 +136,9 @@ class Receipt(_Part):
     reasons: tuple[str, ...]
     """Why it failed; empty when it passed."""
     dtype: str
-    """In which both sides compute."""
+    """In which the trainer's side was computed."""
+    engine_dtype: str | None
+    """In which the engine computes; none where nobody said."""
     prompts: int
     """Golden prompts."""
     positions: int
@@ -158,8 +151,8 @@ class Receipt(_Part):
     """Of templates, tokenizers and weights."""
     same_rendering: bool | None
     """Whether the engine renders the golden chats to the same tokens; none: it does not tell."""
-    thresholds: Thresholds
-    """Of the dtype."""
+    thresholds: dict[str, Thresholds]
+    """Of each leg, by the coarser dtype of its sides."""
     versions: dict[str, str]
     """Of the libraries on the trainer's side."""
     created_at: float

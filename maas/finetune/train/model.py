@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from maas.core.errors import ConfigError
 from maas.finetune.recipe import Recipe
 from maas.finetune.train import attention
+from maas.finetune.train.fused import speed_up, target_logprobs
 from maas.finetune.train.packing import PackedRow
 
 log = logging.getLogger(__name__)
@@ -64,15 +65,24 @@ class TrainedModel:
         recipe: What changes.
         device: Where it computes.
         seed: Of the adapter's first weights.
+        base: Taken instead of what the folder holds, already on its device.
     """
 
-    def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        *,
+        base: PreTrainedModel | None = None,
+    ) -> None:
         self.device = device
         self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
-        base = _load(model_dir, recipe, self.dtype, device)
+        base = base or _load(model_dir, recipe, self.dtype, device)
         self.module: PreTrainedModel | PeftModel = base
         if not self.is_full:
             self.module = get_peft_model(
@@ -82,10 +92,12 @@ class TrainedModel:
                     r=recipe.r,
                     lora_alpha=recipe.lora_alpha,
                     lora_dropout=recipe.lora_dropout,
-                    target_modules=_targets(recipe),
+                    target_modules=_targets(recipe, base),
                 ),
                 autocast_adapter_dtype=False,
             )
+            speed_up(self.module)
+        self._head = None if self.is_full else _plain_head(base)
         self.module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -98,13 +110,18 @@ class TrainedModel:
 
     def predict(self, row: PackedRow) -> Predictions:
         """Run one row through the model; logits only where a target follows."""
-        output = self.module(
-            input_ids=row.input_ids,
-            position_ids=row.position_ids,
-            use_cache=False,
-            logits_to_keep=row.predicting,
-            row_lengths=row.lengths,
-        )
+        arguments: dict[str, Any] = {
+            "input_ids": row.input_ids,
+            "position_ids": row.position_ids,
+            "use_cache": False,
+            "row_lengths": row.lengths,
+        }
+        if self._head is not None:
+            decoder, weight = self._head
+            hidden = decoder(**arguments).last_hidden_state[0]
+            hidden = hidden.index_select(0, row.predicting)
+            return Predictions(*target_logprobs(hidden, weight, row.targets))
+        output = self.module(**arguments, logits_to_keep=row.predicting)
         logits = output.logits[0].float()
         logprobs = -torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
         return Predictions(logprobs, logits.detach().argmax(-1) == row.targets)
@@ -157,9 +174,31 @@ class TrainedModel:
         set_peft_model_state_dict(self.module, load_file(str(folder / ADAPTER_FILE)))
 
 
-def _targets(recipe: Recipe) -> str | list[str]:
-    targets = recipe.target_modules
-    return targets if isinstance(targets, str) else list(targets)
+@torch.no_grad()
+def _plain_head(base: PreTrainedModel) -> tuple[torch.nn.Module, torch.Tensor] | None:
+    """Return decoder and output layer, if logits are what the layer makes and nothing more."""
+    decoder, head = base.base_model, base.get_output_embeddings()
+    if decoder is base or type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    ids = torch.tensor([[1, 2, 3, 4]], device=head.weight.device)
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False, "row_lengths": (4,)}
+    logits = base(**arguments).logits
+    is_plain = torch.equal(head(decoder(**arguments).last_hidden_state), logits)
+    return (decoder, head.weight) if is_plain else None
+
+
+def _targets(recipe: Recipe, base: PreTrainedModel) -> list[str]:
+    """Return the last names of the layers that get an adapter: what engines ask for."""
+    if not isinstance(recipe.target_modules, str):
+        return list(recipe.target_modules)
+    head = base.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, part in base.named_modules()
+        # 4-bit layers are of a class made from this one.
+        if isinstance(part, torch.nn.Linear) and part is not head
+    }
+    return sorted(names)
 
 
 def _load(

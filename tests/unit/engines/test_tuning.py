@@ -135,3 +135,26 @@ def test_free_memory_does_not_change_the_plan():
 def test_processors_are_shared_without_overlap_while_there_are_enough(num_replicas, shares):
     given = [share_cpus((4, 5, 6, 7, 8), index=i, num_replicas=num_replicas) for i in range(9)]
     assert given[: len(shares)] == shares
+
+
+def adapters(card=CARD, machine=MACHINE, **options) -> tuple[int, int]:
+    spec = tune(card, machine, Options(**options), engine="vllm").spec
+    return spec.max_loras, spec.max_cpu_loras
+
+
+def test_engine_that_takes_adapters_is_ready_for_them_from_the_start():
+    assert adapters() == (8, 16)
+    assert tune(CARD, MACHINE, Options(), engine="transformers").spec.max_loras == 0
+    assert adapters(CARD.model_copy(update={"architecture": "GPTJForCausalLM"})) == (0, 0)
+    assert adapters(CARD.model_copy(update={"task": "embed"})) == (0, 0)
+
+
+def test_small_machine_mixes_fewer_adapters_and_at_least_one():
+    assert 1 <= adapters(machine=replace(MACHINE, memory_total_bytes=8 * GIB))[0] < 8
+    assert adapters(machine=replace(MACHINE, memory_total_bytes=GIB))[0] == 1
+
+
+def test_operator_says_how_many_adapters_or_none():
+    assert adapters(max_loras=0) == (0, 0)
+    assert adapters(max_loras=3) == (3, 6)
+    assert adapters(max_loras=3, max_cpu_loras=4) == (3, 4)

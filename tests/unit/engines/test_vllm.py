@@ -129,3 +129,14 @@ def test_page_of_another_server_has_no_token_count():
 
 def test_samples_without_labels_are_read_too():
     assert read_samples("a 1.5\nab 2\n", ["a"]) == {"a": 1.5}
+
+
+def test_adapters_on_processors_go_through_the_server_that_groups_them():
+    spec = replace(SPEC, max_loras=4, max_cpu_loras=8, lora_modules=("o_proj", "q_proj"))
+    command = VLLM.command(spec)
+    assert "maas.engines.vllm_server" in command
+    assert pairs(command)["--max-cpu-loras"] == "8"
+    start = command.index("--lora-target-modules")
+    assert command[start + 1 : start + 3] == ["o_proj", "q_proj"]
+    for stock in (SPEC, replace(spec, device="cuda")):
+        assert "vllm.entrypoints.openai.api_server" in VLLM.command(stock)

@@ -168,3 +168,17 @@ def test_engine_that_does_not_report_its_load_is_not_scaled_by_it(catalog):
     with pytest.raises(ConfigError, match="does not report its load"):
         make_plan(_deployment(engine="transformers", bounds=(1, 2)), card, MACHINE)
     assert make_plan(_deployment(engine="transformers", bounds=(2, 2)), card, MACHINE)
+
+
+def test_room_for_adapters_is_counted_and_can_be_given_up(catalog):
+    card = catalog["smollm2-135m-instruct"]
+    _, fit = size_up(card, MACHINE, parse_options({}), engine="vllm")
+    _, without = size_up(card, MACHINE, parse_options({"max_loras": 0}), engine="vllm")
+    # At rank 8 PEFT's own adapter of all linear layers has 2,442,240 numbers.
+    each = 2_442_240 * 2 * 4
+    assert fit.adapters_bytes == pytest.approx(24 * each, rel=0.02)
+    assert fit.total_bytes - without.total_bytes == fit.adapters_bytes
+    assert without.adapters_bytes == 0
+    small = replace(MACHINE, memory_available_bytes=without.total_bytes)
+    _, refused = size_up(card, small, parse_options({}), engine="vllm")
+    assert any("max_loras to 0" in line for line in refused.advice)

@@ -1,0 +1,1 @@
+"""Training next to its peers; see ``python -m benchmarks.finetune --help``."""

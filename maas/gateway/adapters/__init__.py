@@ -1,0 +1,1 @@
+"""``/v1/adapters``: adapters that were tuned elsewhere."""
