@@ -1,4 +1,4 @@
-"""Takes away the folders of runs that are over."""
+"""Takes away the folders of jobs that are over: data, checkpoints, golden answers."""
 
 import asyncio
 import logging
@@ -10,22 +10,20 @@ from maas.store.jobs import JobRepository
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 60.0
 
-
-class Sweeper:
+class RunSweeper:
     """Sweeps, again and again.
 
     Args:
-        jobs: Says which run folders are done with.
-        jobs_dir: Where run folders are.
+        jobs: Says which are over.
+        jobs_dir: Where their folders are.
     """
 
     def __init__(self, jobs: JobRepository, jobs_dir: Path) -> None:
         self._jobs = jobs
         self._jobs_dir = jobs_dir
 
-    async def run(self, interval_s: float = EVERY_S) -> None:
+    async def run(self, interval_s: float) -> None:
         """Sweep until cancelled; a sweep that fails does not keep the next from its turn."""
         while True:
             try:
@@ -35,12 +33,10 @@ class Sweeper:
             await asyncio.sleep(interval_s)
 
     def sweep(self) -> None:
-        """Remove the folders of jobs that are over, or that nobody knows."""
+        """Remove the folders that no runner needs any more."""
         if not self._jobs_dir.is_dir():
             return
         for folder in self._jobs_dir.iterdir():
             job = self._jobs.find(folder.name)
-            # Its runner may be in its last breath, and write there.
-            is_done = job is None or (job.is_over and job.runner_seen_at is None)
-            if is_done:
+            if job is None or job.is_over:
                 shutil.rmtree(folder, ignore_errors=True)
