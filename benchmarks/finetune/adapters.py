@@ -9,6 +9,7 @@ more than there are slots costs. ``benchmarks.finetune.hot_load`` has the rest.
 import argparse
 import asyncio
 import json
+import os
 import platform as host
 import tempfile
 import time
@@ -234,7 +235,7 @@ def specs(arguments: argparse.Namespace) -> tuple[EngineSpec, BaseModules]:
         model_dir=prepared.model_dir,
         lora_modules=base.names,
         cache_dir=settings.home / "cache" / "vllm",
-        cpu_ids=tuple(range(machine.num_cores)),
+        cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
     ), base
 
 
