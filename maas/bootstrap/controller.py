@@ -62,11 +62,10 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
-        keeper = make_keeper(settings, store)
         beside = [
             partial(queue.run, settings.serving.reconcile_interval_s),
-            partial(keeper.run, settings.serving.sweep_interval_s),
-            partial(make_sweeper(settings).run, settings.serving.sweep_interval_s),
+            make_sweeper(settings).run,
+            partial(make_keeper(settings, store).run, settings.serving.sweep_interval_s),
         ]
         await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()

@@ -64,13 +64,13 @@ class RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return x.float().mul_(scale).mul_(weight).to(x.dtype)
+        return (x * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of x."""
         x, weight, scale = ctx.saved_tensors
-        grad = grads[0].float().mul_(weight)
+        grad = grads[0] * weight
         wide = x.float()
         along = torch.linalg.vecdot(grad, wide).unsqueeze(-1)
         along.mul_(scale).mul_(scale).div_(-x.shape[-1])

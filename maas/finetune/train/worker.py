@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from maas.finetune.adapter_files import content_hash
 from maas.finetune.receipt.golden import write_golden
 from maas.finetune.train.checkpoints import Checkpoints
@@ -60,10 +62,14 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     os.nice(max(0, NICENESS - os.nice(0)))
     limit_threads(len(os.sched_getaffinity(0)))
     spec.run_dir.mkdir(parents=True, exist_ok=True)
-    with (spec.run_dir / "lock").open("w") as lock:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    # Of several workers the first one writes. Its run folder is storage that all share.
+    with (spec.run_dir / f"lock-{rank}").open("w") as lock:
         # A worker that was thought dead may live for a moment more.
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcome = train(spec, reporter)
+        if rank > 0:
+            return
         if outcome.status == "finished" and spec.recipe.tuning != "full":
             _write_golden(spec)
         reporter.on_outcome(outcome)

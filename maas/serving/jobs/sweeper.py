@@ -1,4 +1,4 @@
-"""Takes away the folders of jobs that are over: data, checkpoints, golden answers."""
+"""Takes away the folders of runs that are over."""
 
 import asyncio
 import logging
@@ -10,20 +10,22 @@ from maas.store.jobs import JobRepository
 
 log = logging.getLogger(__name__)
 
+EVERY_S = 60.0
 
-class RunSweeper:
+
+class Sweeper:
     """Sweeps, again and again.
 
     Args:
-        jobs: Says which are over.
-        jobs_dir: Where their folders are.
+        jobs: Says which run folders are done with.
+        jobs_dir: Where run folders are.
     """
 
     def __init__(self, jobs: JobRepository, jobs_dir: Path) -> None:
         self._jobs = jobs
         self._jobs_dir = jobs_dir
 
-    async def run(self, interval_s: float) -> None:
+    async def run(self, interval_s: float = EVERY_S) -> None:
         """Sweep until cancelled; a sweep that fails does not keep the next from its turn."""
         while True:
             try:
@@ -33,10 +35,12 @@ class RunSweeper:
             await asyncio.sleep(interval_s)
 
     def sweep(self) -> None:
-        """Remove the folders that no runner needs any more."""
+        """Remove the folders of jobs that are over, or that nobody knows."""
         if not self._jobs_dir.is_dir():
             return
         for folder in self._jobs_dir.iterdir():
             job = self._jobs.find(folder.name)
-            if job is None or job.is_over:
+            # Its runner may be in its last breath, and write there.
+            is_done = job is None or (job.is_over and job.runner_seen_at is None)
+            if is_done:
                 shutil.rmtree(folder, ignore_errors=True)
