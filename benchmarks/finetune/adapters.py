@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import platform as host
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -257,6 +258,8 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Figures]
             continue
         async with running(wanted, engine, folder) as started:
             found[name] = await measure(started, brought, arguments)
+        # A run that is cut short has not been for nothing.
+        print(f"{name}: {vars(found[name])}", file=sys.stderr, flush=True)
     return found
 
 
