@@ -9,7 +9,9 @@ more than there are slots costs. ``benchmarks.finetune.hot_load`` has the rest.
 import argparse
 import asyncio
 import json
+import os
 import platform as host
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -234,7 +236,7 @@ def specs(arguments: argparse.Namespace) -> tuple[EngineSpec, BaseModules]:
         model_dir=prepared.model_dir,
         lora_modules=base.names,
         cache_dir=settings.home / "cache" / "vllm",
-        cpu_ids=tuple(range(machine.num_cores)),
+        cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
     ), base
 
 
@@ -256,6 +258,8 @@ async def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Figures]
             continue
         async with running(wanted, engine, folder) as started:
             found[name] = await measure(started, brought, arguments)
+        # A run that is cut short has not been for nothing.
+        print(f"{name}: {vars(found[name])}", file=sys.stderr, flush=True)
     return found
 
 

@@ -64,6 +64,7 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "DELETE /v1/organization/webhooks/{webhook_id}": None,
     "GET /v1/models/{model}": None,
     "DELETE /v1/models/{model}": None,
+    "GET /v1/adapters/{model}": None,
     "GET /v1/files/{file_id}": None,
     "GET /v1/files/{file_id}/content": None,
     "POST /v1/uploads/{upload_id}/parts": FORM,
@@ -91,6 +92,7 @@ LISTS = {
     "GET /v1/organization/costs",
     "GET /v1/organization/webhooks",
     "GET /v1/models",
+    "GET /v1/adapters",
     "GET /v1/files",
     "GET /v1/fine_tuning/jobs",
 }
@@ -107,6 +109,7 @@ SHARED = {
     "POST /v1/organization/spend_limit",
     "DELETE /v1/organization/spend_limit",
     "POST /v1/files",
+    "POST /v1/adapters",
     "POST /v1/uploads",
     "GET /v1/fine_tuning/recipes",
     "POST /v1/fine_tuning/jobs",
@@ -347,7 +350,7 @@ def test_what_is_ours_is_found_with_our_key(gateway, tenants):
     for route in OWNED:
         if route.startswith("GET"):
             # A tuned model is its project's alone.
-            kind = "plain" if "/models/" in route else "admin"
+            kind = "user" if "/models/" in route or "/adapters/" in route else "admin"
             answer = ask(gateway, route, ours.path(route), ours.keys[kind])
             assert answer.status_code == 200, (route, answer.text)
 
