@@ -155,7 +155,7 @@ def _replace(part: Any, forward: Any, *, is_known: bool) -> None:
         return
     slow = part.forward
     part.slow_forward = slow
-    layer: Any = part.get_base_layer() if hasattr(part, "get_base_layer") else part
+    layer: Any = part.get_base_layer() if isinstance(part, LoraLayer) else part
     weight: torch.Tensor = layer.weight
     x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0))
     x = x.to(weight.device, weight.dtype)

@@ -54,12 +54,12 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: ``spec``, a dumped ``TrainSpec``; ``reporter``, a ``Reporter`` that also has
-            ``on_outcome``.
+            ``on_outcome``; ``niceness``, 10 where none is given.
     """
     spec = TrainSpec.model_validate(config["spec"])
     reporter = config["reporter"]
     # Serving goes first: an engine that has requests gets the processors.
-    os.nice(max(0, NICENESS - os.nice(0)))
+    os.nice(max(0, int(config.get("niceness", NICENESS)) - os.nice(0)))
     limit_threads(len(os.sched_getaffinity(0)))
     spec.run_dir.mkdir(parents=True, exist_ok=True)
     rank = dist.get_rank() if dist.is_initialized() else 0
