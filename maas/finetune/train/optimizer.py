@@ -97,11 +97,14 @@ class MasterAdamW:
                 parameter.copy_(self._masters[name])
 
     def _factor(self, step: int) -> float:
-        """Return the share of the highest learning rate at a step: up, then down to 0."""
-        warmup = max(1, round(self._recipe.warmup_ratio * self._num_steps))
-        if step < warmup:
-            return step / warmup
-        progress = (step - warmup) / max(1, self._num_steps - warmup)
+        """Return the share of the highest learning rate at a step: up, then down towards 0.
+
+        No step has a rate of 0: the last would be for nothing.
+        """
+        warmup = round(self._recipe.warmup_ratio * self._num_steps)
+        if step <= warmup:
+            return step / (warmup + 1)
+        progress = (step - warmup - 1) / max(1, self._num_steps - warmup)
         match self._recipe.lr_scheduler:
             case "constant":
                 return 1.0
