@@ -94,16 +94,19 @@ def test_tuned_model_answers_soon_after_its_job_succeeded(journey):
 def test_job_tells_what_it_did(journey):
     client, job, _ = journey
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    steps = [event.data["step"] for event in events if event.type == "metrics"]
     messages = [event.message for event in events]
     assert messages[0] == "The job has successfully completed"
     assert messages[-1] == f"Created fine-tuning job: {job.id}"
-    steps = [event.data["step"] for event in events if event.type == "metrics"]
-    assert sorted(steps) == list(range(1, 55))
+    num_steps = job.maas["progress"]["num_steps"]
+    assert sorted(steps) == list(range(1, num_steps + 1))
     checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
-    assert [checkpoint.step_number for checkpoint in checkpoints] == [54, 36, 18]
+    per_epoch = num_steps // job.hyperparameters.n_epochs
+    newest = [num_steps, num_steps - per_epoch, num_steps - 2 * per_epoch]
+    assert [checkpoint.step_number for checkpoint in checkpoints] == newest
     metrics = client.files.content(job.result_files[0]).text.splitlines()
     assert metrics[0].startswith("step,train_loss")
-    assert len(metrics) == 55
+    assert len(metrics) == num_steps + 1
     assert job.trained_tokens == job.maas["estimate"]["trained_tokens"]
 
 

@@ -14,7 +14,7 @@ from time import perf_counter
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from maas.core.errors import EngineError, MaasError
+from maas.core.errors import EngineError, MaasError, ModelNotFound
 from maas.core.settings import GatewaySettings
 from maas.gateway.direct import DirectClient, direct_client
 from maas.gateway.errors import error_body, send_error
@@ -200,6 +200,19 @@ class Relay:
         request = parser(raw, facts_of, self._settings.max_json_depth)
         return found[0], request
 
+    async def parse_anew(
+        self, parser: Parser, raw: bytes, project_id: str
+    ) -> tuple[ModelEntry, EngineRequest]:
+        """Parse as ``parse`` does; a name that is not known is looked up in the store once more.
+
+        Whoever heard that a job has succeeded may ask its model at once, at every gateway.
+        """
+        try:
+            return self.parse(parser, raw, project_id)
+        except ModelNotFound:
+            await self._snapshots.look_again()
+            return self.parse(parser, raw, project_id)
+
     @asynccontextmanager
     async def exchange(
         self, entry: ModelEntry, request: EngineRequest, caller: Caller, record: AccessRecord
@@ -286,7 +299,7 @@ class Relay:
                 timeout_s=self._settings.body_timeout_s,
                 client=client,
             )
-            entry, request = self.parse(PARSERS[route], raw, caller.project_id)
+            entry, request = await self.parse_anew(PARSERS[route], raw, caller.project_id)
             caller.access.check_model(entry.name, entry.root)
             with while_client_listens(receive, client):
                 async with self.exchange(entry, request, caller, record) as exchange:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LEASE_TTL_S = 5.0
 _RENEW_EVERY_S = 1.0
+_LOOK_APART_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -313,6 +314,7 @@ class SnapshotReader:
         self._task: asyncio.Task[None] | None = None
         self._renewed_at = 0.0
         self._reading = asyncio.Lock()
+        self._read_at = 0.0
 
     async def start(self) -> None:
         """Read once, then go on in the background."""
@@ -339,7 +341,22 @@ class SnapshotReader:
         async with self._reading:
             await self._refresh()
 
+    async def look_again(self) -> None:
+        """Read the store unless somebody has since this was called.
+
+        All who ask at once share one reading, and readings are so far apart that asking for names
+        that do not exist costs the store next to nothing.
+        """
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        async with self._reading:
+            if self._read_at >= asked_at:
+                return
+            await asyncio.sleep(max(0.0, self._read_at + _LOOK_APART_S - loop.time()))
+            await self._refresh()
+
     async def _refresh(self) -> None:
+        self._read_at = asyncio.get_running_loop().time()
         try:
             state = await asyncio.to_thread(self._state.read, self._known)
             has_moved = self._known is None or state.revision != self._known.revision
