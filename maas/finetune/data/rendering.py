@@ -131,7 +131,7 @@ class Renderer:
             if span is None:
                 raise DataRefused(
                     f"messages[{index}]: the chat template does not begin this turn as it begins "
-                    "an answer, so it cannot be learned; see docs/finetuning.md, Data"
+                    "an answer, so it cannot be learned; see docs/finetuning-data.md"
                 )
             examples.append(self._tokenise(part, [span]))
         return examples

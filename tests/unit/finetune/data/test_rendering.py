@@ -104,7 +104,8 @@ def test_only_answers_with_their_end_are_learned_on_gemma(gemma_dir: Path, with_
     renderer = Renderer(with_template(gemma_dir, GEMMA))
     (example,) = renderer.render(CHAT)
     assert learned(renderer, example) == ["Paris 🥖, naïvely.<end_of_turn>", "Lima.<end_of_turn>"]
-    assert example.input_ids.count(renderer.tokenizer.bos_token_id) == 1
+    begin = renderer.tokenizer.bos_token_id
+    assert [token == begin for token in example.input_ids].count(True) == 1
 
 
 def test_tokens_are_those_of_the_tokenizers_own_template(smollm2_dir: Path):
@@ -186,7 +187,7 @@ def test_text_is_cut_into_pieces_and_ends_with_the_end_token(smollm2_dir: Path):
 def test_prompts_are_those_that_vllm_makes(smollm2_dir: Path, with_template):
     """The engine's own code, without its engine, in a process of its own."""
     folders = [with_template(smollm2_dir, t) for t in (TOOLS, GEMMA)] + [smollm2_dir]
-    chats = [(CHAT, None), (CALLS, [WEATHER]), (CALLS[:2], None)]
+    chats: list[tuple[list, list | None]] = [(CHAT, None), (CALLS, [WEATHER]), (CALLS[:2], None)]
     asked = [(str(folder), chat, tools) for folder in folders for chat, tools in chats]
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.finetune.data.vllm_prompt"],

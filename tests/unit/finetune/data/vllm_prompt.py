@@ -11,14 +11,14 @@ from vllm.renderers.chat_utils import parse_chat_messages
 from vllm.renderers.hf import resolve_chat_template_content_format, safe_apply_chat_template
 
 
-def vllm_prompt(
-    folder: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
-) -> str:
+def vllm_prompt(folder: str, messages: list[Any], tools: list[Any] | None) -> str:
     """Return the text that vLLM gives to the tokenizer."""
     config = ModelConfig(model=folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     request = ChatCompletionRequest.model_validate({"messages": messages, "tools": tools})
-    tool_dicts = [tool.model_dump() for tool in request.tools] if request.tools else None
+    tool_dicts: list[Any] | None = (
+        [tool.model_dump() for tool in request.tools] if request.tools else None
+    )
     content_format = resolve_chat_template_content_format(
         None, tool_dicts, "auto", tokenizer, model_config=config
     )
