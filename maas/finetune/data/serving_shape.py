@@ -51,7 +51,7 @@ class ServingShape:
             [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
         )
 
-    def tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    def tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[Any] | None:
         """Return tools as the template gets them; none where there are none."""
         return [_tool(tool) for tool in tools] if tools else None
 
