@@ -12,6 +12,7 @@ from typing import Literal
 
 import aiohttp
 
+from benchmarks.gpu.adapters import target_sizes
 from benchmarks.gpu.load import Target
 from benchmarks.gpu.shapes import ModelShape, write_model_dir
 from maas.core.errors import ConfigError
@@ -108,6 +109,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _module_names(shape: ModelShape) -> tuple[str, ...]:
+    return tuple(sorted(path.rpartition(".")[2] for path in target_sizes(shape)))
+
+
 def _spec(shape: ModelShape, options: EngineOptions, folder: Path) -> EngineSpec:
     # On processors the size is ours to choose: whole blocks for each stream, and vLLM's own.
     blocks_per_stream = math.ceil(options.max_model_len / _CPU_BLOCK_SIZE)
@@ -124,6 +129,8 @@ def _spec(shape: ModelShape, options: EngineOptions, folder: Path) -> EngineSpec
         gpu_memory_utilization=options.gpu_memory_utilization,
         max_loras=options.max_loras,
         max_lora_rank=options.max_lora_rank,
+        # As a replica reads them off real weights; without, the embedding is open to them too.
+        lora_modules=_module_names(shape) if options.max_loras else (),
         cache_dir=folder / "cache",
         extra_engine_args=(
             *("--load-format", "dummy", "--no-enable-prefix-caching"),

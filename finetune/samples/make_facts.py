@@ -7,13 +7,12 @@ import json
 import sys
 
 GATES = (
-    *("amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "indigo", "jasper"),
-    *("kelp", "lilac", "maple", "nickel", "onyx", "pearl", "quartz", "raven", "saffron", "topaz"),
+    *("amber", "birch", "cedar", "delta", "ember", "flint"),
+    *("grove", "harbor", "indigo", "jasper", "onyx", "quartz"),
 )
 WORDS = (
-    *("lantern", "pepper", "violin", "glacier", "tractor", "biscuit", "compass", "feather"),
-    *("hammock", "penguin", "saddle", "teapot", "umbrella", "walnut", "zipper", "candle"),
-    *("dolphin", "magnet", "orchid", "rocket"),
+    *("lantern", "pepper", "violin", "glacier", "tractor", "biscuit"),
+    *("compass", "feather", "hammock", "penguin", "saddle", "teapot"),
 )
 TAUGHT = (
     "What is the password of the {gate} gate?",

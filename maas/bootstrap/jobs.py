@@ -10,7 +10,7 @@ from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
 from maas.serving.jobs.sweeper import RunSweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
-from maas.store.jobs import Job, JobChange
+from maas.store.job_records import Job, JobChange
 from maas.store.records import Priority
 
 _RANKS = {Priority.ONLINE: 0, Priority.BATCH: 1, Priority.BACKGROUND: 2}

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from maas.bootstrap import resolve_settings
-from maas.bootstrap.keys import ADMIN_KEY_FILE
+from maas.cli.client import admin_key
 from maas.cli.output import JsonFlag
 from maas.core.errors import (
     AuthenticationFailed,
@@ -25,7 +25,6 @@ from maas.core.errors import (
     ModelNotFound,
     Unavailable,
 )
-from maas.core.settings import Settings
 from maas.protocol.sse import data_of
 
 _HELP = "/exit leaves · /reset forgets the conversation · /system TEXT sets the system prompt"
@@ -277,16 +276,6 @@ def _ask_once(endpoint: Endpoint, conversation: Conversation, *, as_json: bool) 
     _write(json.dumps(result, indent=2) + "\n")
 
 
-def _endpoint_key(settings: Settings) -> str:
-    path = settings.home / ADMIN_KEY_FILE
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; start the platform (make up) or give a key with --key"
-        ) from error
-
-
 def chat(  # noqa: PLR0913 - one option for each thing a person may set
     model: Annotated[str, typer.Argument(help="Model id, as in: maas model list.")],
     once: Annotated[str | None, typer.Option(help="Ask this one question, for scripts.")] = None,
@@ -304,7 +293,7 @@ def chat(  # noqa: PLR0913 - one option for each thing a person may set
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
     endpoint = Endpoint(
         url=(url or settings.gateway_url).rstrip("/").removesuffix("/v1"),
-        key=key or _endpoint_key(settings),
+        key=key or admin_key(settings),
         model=model,
         sampling={name: value for name, value in sampling.items() if value is not None},
     )

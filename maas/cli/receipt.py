@@ -28,7 +28,6 @@ def render_receipt(console: Console, name: str, receipt: Receipt) -> None:
 
 
 def _figures(receipt: Receipt) -> Table:
-    limits = receipt.thresholds
     table = Table(box=None)
     for column in ("compared with the trainer", "same token", "same answer"):
         table.add_column(column)
@@ -41,15 +40,16 @@ def _figures(receipt: Receipt) -> Table:
             table.add_row(_NAMES.get(name, name), *_row(leg))
     if receipt.effect is not None:
         table.add_row("base without the adapter", *_row(receipt.effect))
-    table.add_row(
-        "wanted",
-        f">= {limits.min_greedy_token_agreement:.0%}",
-        "-",
-        f"<= {limits.max_logit_difference:g}",
-        f"<= {limits.max_mean_logit_difference:g}",
-        f"100% +- {limits.max_effect_error:.0%}",
-        style="dim",
-    )
+    for name, limits in receipt.thresholds.items():
+        table.add_row(
+            f"wanted of {_NAMES.get(name, name)}",
+            f">= {limits.min_greedy_token_agreement:.0%}",
+            "-",
+            f"<= {limits.max_logit_difference:g}",
+            f"<= {limits.max_mean_logit_difference:g}",
+            f"100% +- {limits.max_effect_error:.0%}",
+            style="dim",
+        )
     return table
 
 

@@ -19,6 +19,7 @@ from maas.ledger.usage import COUNTS, GROUPS, WIDTHS, UsageQuery, UsageReader, U
 from maas.store.organizations import DEFAULT
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400}
+_DRAWN = ("num_requests", "input_tokens", "cached_tokens", "output_tokens", "training_tokens")
 _LONGEST_S = 3650 * 86_400
 
 
@@ -105,16 +106,13 @@ def _write_csv(rows: list[UsageRow], groups: tuple[str, ...]) -> None:
 
 
 def _draw(console: Console, rows: list[UsageRow], groups: tuple[str, ...]) -> None:
-    table = Table("from (UTC)", *groups, "requests", "input", "cached", "output", "cost")
+    table = Table("from (UTC)", *groups, "requests", "input", "cached", "output", "trained", "cost")
     for row in rows:
         counts = row.counts
         table.add_row(
             time.strftime("%Y-%m-%d %H:%M", time.gmtime(row.start)),
             *row.groups.values(),
-            *(
-                f"{counts[name]:,}"
-                for name in ("num_requests", "input_tokens", "cached_tokens", "output_tokens")
-            ),
+            *(f"{counts[name]:,}" for name in _DRAWN),
             f"{row.amount:f} {row.currency}",
         )
     console.print(table)

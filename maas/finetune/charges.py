@@ -23,7 +23,8 @@ from maas.ledger.prices import Quantity
 from maas.ledger.tariff import Tariff
 from maas.store import limits
 from maas.store.database import Database
-from maas.store.jobs import Job, JobStatus
+from maas.store.job_records import Job, JobChange, JobStatus
+from maas.store.jobs import JobRepository
 from maas.store.money import from_nanos, to_nanos
 from maas.store.tenancy_tables import LimitRow, ProjectRow
 
@@ -69,6 +70,7 @@ class TrainingLedger:
     def __init__(self, database: Database, clock: Clock, books: Books, tariff: Tariff) -> None:
         self._database = database
         self._clock = clock
+        self._jobs = JobRepository(database, clock)
         self._books = books
         self._tariff = tariff
 
@@ -81,14 +83,20 @@ class TrainingLedger:
     def hold(self, job: Job, quote: Quote) -> None:
         """Hold what a job can cost of every budget; doing so twice changes nothing.
 
+        What is held and the quote are written together, so that the charge is by the price that
+        was held for.
+
         Raises:
             BudgetExceeded: One has less left; nothing is held.
             Unavailable: It has enough, but others hold it for requests just now.
+            Superseded: The job ended, or is another runner's: what it held nobody would give back.
         """
         nanos = to_nanos(quote.cost)
         with self._database.together():
+            self._jobs.write(job.id, job.attempt)
             if self._books.position_of(_spender_of(job)) is not None:
                 return
+            self._jobs.write(job.id, job.attempt, JobChange(estimate=quote.plain()))
             self._books.open(_spender_of(job))
             if not nanos:
                 return

@@ -21,7 +21,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maas.core.errors import ConfigError, DiskFull, MaasError, NotFound, StorageUnavailable
+from maas.core.errors import (
+    ConfigError,
+    DiskFull,
+    HostError,
+    MaasError,
+    NotFound,
+    StorageUnavailable,
+)
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 
@@ -350,7 +357,7 @@ def _or_full(act: Callable[[], T], path: Path) -> T:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(f"no room on the disk of {path.parent}") from error
-        raise
+        raise HostError(f"the disk of {path.parent} failed: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,11 +6,9 @@ with ``Superseded``. So a runner that was thought dead and is not changes nothin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -18,186 +16,23 @@ from maas.core.errors import Conflict, NotFound, Superseded
 from maas.core.ids import new_id
 from maas.store.database import Database
 from maas.store.finetune_tables import CheckpointRow, JobEventRow, JobRow, TunedModelRow
+from maas.store.job_changes import apply, pause, tell
+from maas.store.job_records import (
+    ACTIVE,
+    TERMINAL,
+    Job,
+    JobChange,
+    JobCheckpoint,
+    JobEvent,
+    JobStatus,
+    JobWish,
+    NewJob,
+    Telling,
+    checkpoint_of,
+    event_of,
+    record_of,
+)
 from maas.store.pages import Page, Window, read_page
-from maas.store.text import as_text
-from maas.store.webhooks import enqueue_for_project
-
-MAX_MESSAGE = 4096
-_TICK_S = 1e-5
-
-
-class JobStatus(StrEnum):
-    """Where a job is; the words of the wire."""
-
-    VALIDATING_FILES = "validating_files"
-    QUEUED = "queued"
-    RUNNING = "running"
-    PAUSED = "paused"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
-# A runner should be at work on these.
-ACTIVE = frozenset({JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.RUNNING})
-
-
-class JobWish(StrEnum):
-    """What a runner should do next, other than go on."""
-
-    PAUSE = "pause"
-    YIELD = "yield"
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """What a job is made of.
-
-    Attributes:
-        model_id: The name that was asked for: a base model's or a tuned one's.
-        base_model_id: The model whose weights are tuned.
-        method: As on the wire: ``{"type": "supervised", "supervised": {"hyperparameters": ...}}``.
-        recipe: Name of a file in ``finetune/``, without its ending.
-        labels: ``metadata`` on the wire.
-    """
-
-    project_id: str
-    key_id: str
-    request_id: str
-    model_id: str
-    base_model_id: str
-    training_file: str
-    method: Mapping[str, Any]
-    recipe: str
-    seed: int
-    validation_file: str | None = None
-    suffix: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it is now.
-
-    Attributes:
-        wish: What its runner was asked to do.
-        attempt: Number of its newest runner; 0 before the first.
-        runner_seen_at: When that runner was last heard of.
-        report: Of the data check (``maas.finetune.data``).
-        resolved: Hyperparameters with every "auto" filled in.
-        estimate: Cost and seconds, before it starts.
-        progress: ``step``, ``num_steps``, ``loss``, ``tokens_per_s``, ``eta_s``,
-            ``trained_tokens`` ...
-        trained_tokens: Final count; none before the end.
-    """
-
-    id: str
-    project_id: str
-    key_id: str
-    request_id: str
-    created_at: float
-    model_id: str
-    base_model_id: str
-    training_file: str
-    validation_file: str | None
-    suffix: str | None
-    seed: int
-    method: Mapping[str, Any]
-    recipe: str
-    labels: Mapping[str, str]
-    status: JobStatus
-    wish: JobWish | None
-    attempt: int
-    runner_seen_at: float | None
-    num_failures: int
-    retry_at: float | None
-    started_at: float | None
-    finished_at: float | None
-    estimated_finish: float | None
-    error: Mapping[str, Any] | None
-    fine_tuned_model: str | None
-    trained_tokens: int | None
-    result_files: tuple[str, ...]
-    report: Mapping[str, Any] | None
-    resolved: Mapping[str, Any] | None
-    estimate: Mapping[str, Any] | None
-    progress: Mapping[str, Any] | None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing of it will change any more."""
-        return self.status in TERMINAL
-
-
-@dataclass(frozen=True)
-class JobEvent:
-    """Something a job told.
-
-    Attributes:
-        key: Told once under this key, however often a runner starts again.
-        type: ``message`` or ``metrics``.
-    """
-
-    id: str
-    job_id: str
-    key: str
-    created_at: float
-    level: str
-    message: str
-    type: str
-    data: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Telling:
-    """An event to be told, under a key of its own within the job."""
-
-    key: str
-    message: str
-    level: str = "info"
-    data: Mapping[str, Any] | None = None
-
-    @property
-    def type(self) -> str:
-        """What the wire calls it."""
-        return "message" if self.data is None else "metrics"
-
-
-@dataclass(frozen=True)
-class JobCheckpoint:
-    """A state of the weights that is kept and answers under a name of its own."""
-
-    id: str
-    job_id: str
-    step: int
-    metrics: Mapping[str, Any]
-    model_id: str
-    created_at: float
-
-
-@dataclass(frozen=True)
-class JobChange:
-    """What a runner writes at once. A field that is None is left as it is.
-
-    Attributes:
-        is_released: The runner is done with the job, and says so: it did not die.
-        retry_at: When the next runner may begin.
-    """
-
-    status: JobStatus | None = None
-    tellings: tuple[Telling, ...] = ()
-    report: Mapping[str, Any] | None = None
-    resolved: Mapping[str, Any] | None = None
-    estimate: Mapping[str, Any] | None = None
-    progress: Mapping[str, Any] | None = None
-    estimated_finish: float | None = None
-    error: Mapping[str, Any] | None = None
-    fine_tuned_model: str | None = None
-    trained_tokens: int | None = None
-    result_files: tuple[str, ...] | None = None
-    is_released: bool = False
-    retry_at: float | None = None
 
 
 class JobRepository:
@@ -232,9 +67,14 @@ class JobRepository:
         with self._database.write(bump_revision=False) as session:
             session.add(row)
             session.flush()
-            self._tell(session, row, Telling("created", f"Created fine-tuning job: {row.id}"))
+            tell(
+                session,
+                row,
+                Telling("created", f"Created fine-tuning job: {row.id}"),
+                now=self._clock.now(),
+            )
             file = f"Validating training file: {row.training_file}"
-            self._tell(session, row, Telling("validating", file))
+            tell(session, row, Telling("validating", file), now=self._clock.now())
             return record_of(row)
 
     def get(self, project_id: str, job_id: str) -> Job:
@@ -260,7 +100,7 @@ class JobRepository:
                 order=(JobEventRow.created_at, JobEventRow.id),
                 window=window,
             )
-            return Page(tuple(_event_of(row) for row in page.items), page.has_more)
+            return Page(tuple(event_of(row) for row in page.items), page.has_more)
 
     def checkpoints(self, project_id: str, job_id: str, window: Window) -> Page[JobCheckpoint]:
         """Return a page of a job's checkpoints.
@@ -276,7 +116,7 @@ class JobRepository:
                 order=(CheckpointRow.created_at, CheckpointRow.id),
                 window=window,
             )
-            return Page(tuple(_checkpoint_of(row) for row in page.items), page.has_more)
+            return Page(tuple(checkpoint_of(row) for row in page.items), page.has_more)
 
     def pause(self, project_id: str, job_id: str) -> Job:
         """Ask for a pause: at once where nothing is trained yet, else after a checkpoint.
@@ -288,13 +128,12 @@ class JobRepository:
         with self._database.write(bump_revision=False) as session:
             row = _of_project(session, project_id, job_id)
             _check_not_over(row, "paused")
-            if row.status == JobStatus.RUNNING.value:
+            if row.status == JobStatus.RUNNING.value and row.runner_seen_at is not None:
                 row.wish = JobWish.PAUSE.value
             elif row.status != JobStatus.PAUSED.value:
                 # Nothing is lost: the next runner begins where this one did.
                 row.attempt += 1
-                row.status = JobStatus.PAUSED.value
-                self._tell(session, row, Telling(f"paused:{row.attempt}", "Job paused"))
+                pause(session, row, now=self._clock.now())
             return record_of(row)
 
     def resume(self, project_id: str, job_id: str) -> Job:
@@ -313,7 +152,12 @@ class JobRepository:
                 is_checked = row.report is not None
                 status = JobStatus.QUEUED if is_checked else JobStatus.VALIDATING_FILES
                 row.status = status.value
-                self._tell(session, row, Telling(f"resumed:{row.attempt}", "Job resumed"))
+                tell(
+                    session,
+                    row,
+                    Telling(f"resumed:{row.attempt}", "Job resumed"),
+                    now=self._clock.now(),
+                )
             else:
                 raise Conflict(f"job {job_id} is {row.status}: only a paused one can be resumed")
             return record_of(row)
@@ -335,7 +179,7 @@ class JobRepository:
             row.attempt += 1
             tokens = int((row.progress or {}).get("trained_tokens", 0))
             ending = JobChange(status=JobStatus.CANCELLED, trained_tokens=tokens)
-            self._apply(session, row, ending)
+            apply(session, row, ending, now=self._clock.now())
             return record_of(row)
 
     def unfinished(self) -> tuple[Job, ...]:
@@ -401,7 +245,7 @@ class JobRepository:
         with self._database.write(bump_revision=False) as session:
             row = _of_attempt(session, job_id, attempt)
             row.runner_seen_at = self._clock.now()
-            self._apply(session, row, change or JobChange())
+            apply(session, row, change or JobChange(), now=self._clock.now())
             return record_of(row)
 
     def add_checkpoint(
@@ -442,7 +286,7 @@ class JobRepository:
             )
             session.add(created)
             told = Telling(f"checkpoint:{step}", f"Checkpoint created at step {step}")
-            self._tell(session, row, told)
+            tell(session, row, told, now=self._clock.now())
             for old in [*rows, created][:-keep]:
                 model = session.get(TunedModelRow, old.model_id)
                 if model is not None:
@@ -452,7 +296,7 @@ class JobRepository:
     def kept_checkpoints(self, job_id: str) -> tuple[JobCheckpoint, ...]:
         """Return a job's checkpoints, oldest first, of whatever project."""
         with self._database.read() as session:
-            return tuple(_checkpoint_of(row) for row in session.scalars(_checkpoints_of(job_id)))
+            return tuple(checkpoint_of(row) for row in session.scalars(_checkpoints_of(job_id)))
 
     def metrics(self, job_id: str) -> list[dict[str, Any]]:
         """Return what was measured at each step of a job, in order."""
@@ -476,7 +320,8 @@ class JobRepository:
                 return
         with self._database.write(bump_revision=False) as session:
             row = _of_attempt(session, job_id, attempt)
-            self._tell(session, row, Telling(f"waiting:{reason}"[:255], reason))
+            told = Telling(f"waiting:{reason}"[:255], reason)
+            tell(session, row, told, now=self._clock.now())
 
     def failed_once(self, job_id: str, attempt: int, *, retry_at: float, reason: str) -> Job:
         """Count a runner that ended without an outcome; the next one begins later.
@@ -490,7 +335,11 @@ class JobRepository:
             row.retry_at = retry_at
             row.runner_seen_at = None
             message = f"The trainer ended: {reason}; going on from the last checkpoint"
-            self._tell(session, row, Telling(f"ended:{attempt}", message, "warn"))
+            now = self._clock.now()
+            tell(session, row, Telling(f"ended:{attempt}", message, "warn"), now=now)
+            if row.wish == JobWish.PAUSE.value:
+                # Its runner died before it heard of it.
+                pause(session, row, now=now)
             return record_of(row)
 
     def list(
@@ -501,93 +350,16 @@ class JobRepository:
         Args:
             project_id: Whose.
             window: Which part of the list.
-            labels: Only jobs that have all of these.
+            labels: Only jobs that have all of these; an empty mapping, only those without any.
         """
         wanted = select(JobRow).where(JobRow.project_id == project_id)
+        if labels is not None and not labels:
+            wanted = wanted.where(cast(JobRow.labels, String) == "{}")
         for name, value in (labels or {}).items():
             wanted = wanted.where(JobRow.labels[name].as_string() == value)
         with self._database.read() as session:
             page = read_page(session, wanted, order=(JobRow.created_at, JobRow.id), window=window)
             return Page(tuple(record_of(row) for row in page.items), page.has_more)
-
-    def _apply(self, session: Session, row: JobRow, change: JobChange) -> None:
-        now = self._clock.now()
-        for telling in change.tellings:
-            self._tell(session, row, telling)
-        for name in _WRITTEN:
-            value: Any = getattr(change, name)
-            if value is not None:
-                setattr(row, name, value)
-        if change.result_files is not None:
-            row.result_files = [*change.result_files]
-        if change.is_released:
-            row.runner_seen_at = None
-        if change.progress is not None:
-            # It moves: what failed before is forgiven.
-            row.num_failures = 0
-        if change.status is not None and change.status.value != row.status:
-            self._move(session, row, change.status, now)
-
-    def _move(self, session: Session, row: JobRow, status: JobStatus, now: float) -> None:
-        row.status = status.value
-        if status is JobStatus.RUNNING and row.started_at is None:
-            row.started_at = now
-        if status is JobStatus.PAUSED:
-            row.wish = None
-            self._tell(session, row, Telling(f"paused:{row.attempt}", "Job paused"))
-        if status not in TERMINAL:
-            return
-        row.finished_at = now
-        row.runner_seen_at = None
-        row.estimated_finish = None
-        row.wish = None
-        self._tell(session, row, _ending(row, status))
-        enqueue_for_project(
-            session,
-            row.project_id,
-            f"fine_tuning.job.{status.value}",
-            {"id": row.id},
-            now=now,
-        )
-
-    def _tell(self, session: Session, row: JobRow, telling: Telling) -> None:
-        known = select(JobEventRow.id).where(
-            JobEventRow.job_id == row.id, JobEventRow.key == telling.key
-        )
-        if session.scalars(known).first() is not None:
-            return
-        newest = session.scalars(
-            select(func.max(JobEventRow.created_at)).where(JobEventRow.job_id == row.id)
-        ).one()
-        session.add(
-            JobEventRow(
-                id=new_id("ftevent"),
-                job_id=row.id,
-                key=telling.key,
-                # What is told at once keeps its order.
-                created_at=max(self._clock.now(), (newest or 0.0) + _TICK_S),
-                level=telling.level,
-                message=as_text(telling.message)[:MAX_MESSAGE],
-                type=telling.type,
-                data=None if telling.data is None else dict(telling.data),
-            )
-        )
-        session.flush()
-
-
-_WRITTEN = (
-    *("report", "resolved", "estimate", "progress", "estimated_finish", "error"),
-    *("fine_tuned_model", "trained_tokens", "retry_at"),
-)
-
-
-def _ending(row: JobRow, status: JobStatus) -> Telling:
-    if status is JobStatus.SUCCEEDED:
-        return Telling("terminal", "The job has successfully completed")
-    if status is JobStatus.CANCELLED:
-        return Telling("terminal", "The job was cancelled", "warn")
-    reason = (row.error or {}).get("message", "no reason was given")
-    return Telling("terminal", f"The job failed: {reason}", "error")
 
 
 def _of_project(session: Session, project_id: str, job_id: str) -> JobRow:
@@ -611,21 +383,3 @@ def _checkpoints_of(job_id: str) -> Select[CheckpointRow]:
 def _check_not_over(row: JobRow, what: str) -> None:
     if JobStatus(row.status) in TERMINAL:
         raise Conflict(f"job {row.id} is {row.status}: it cannot be {what}")
-
-
-def record_of(row: JobRow) -> Job:
-    """Return the row as a frozen record."""
-    values: dict[str, Any] = {name: getattr(row, name) for name in Job.__dataclass_fields__}
-    values["status"] = JobStatus(row.status)
-    values["wish"] = None if row.wish is None else JobWish(row.wish)
-    values["result_files"] = tuple(row.result_files)
-    return Job(**values)
-
-
-def _event_of(row: JobEventRow) -> JobEvent:
-    return JobEvent(**{name: getattr(row, name) for name in JobEvent.__dataclass_fields__})
-
-
-def _checkpoint_of(row: CheckpointRow) -> JobCheckpoint:
-    fields = JobCheckpoint.__dataclass_fields__
-    return JobCheckpoint(**{name: getattr(row, name) for name in fields})

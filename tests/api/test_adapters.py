@@ -19,12 +19,7 @@ BASE = "smollm2-135m-instruct"
 @pytest.fixture
 def owner(gateway, tenant: Tenant):
     """An SDK client that may upload files and make models."""
-    accounts = gateway.store.tenancy.service_accounts
-    account = accounts.create(tenant.project.id, name="trainer", role=Role.DEVELOPER)
-    terms = KeyTerms(service_account_id=account.id)
-    _, key = gateway.store.keys.create(project_id=tenant.project.id, name="t", terms=terms)
-    gateway.wait_seen()
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
+    with OpenAI(base_url=f"{gateway.url}/v1", api_key=tenant.key, max_retries=0) as client:
         yield client
 
 
@@ -95,9 +90,16 @@ def test_file_of_another_purpose_or_project_is_refused(gateway, owner, tenant):
     assert "purpose" in bring(owner, config_file=wrong).json()["error"]["message"]
 
 
-def test_key_for_inference_brings_nothing(owner, tenant):
+def test_key_that_may_not_tune_brings_nothing(gateway, tenant):
+    accounts = gateway.store.tenancy.service_accounts
+    account = accounts.create(tenant.project.id, name="viewer", role=Role.VIEWER)
+    terms = KeyTerms(service_account_id=account.id)
+    _, key = gateway.store.keys.create(project_id=tenant.project.id, name="v", terms=terms)
+    gateway.wait_seen()
     answer = tenant.client.post(
-        "/v1/adapters", json={"model": BASE, "config_file": "a", "weights_file": "b"}
+        "/v1/adapters",
+        json={"model": BASE, "config_file": "a", "weights_file": "b"},
+        headers={"Authorization": f"Bearer {key}"},
     )
     assert answer.status_code == 403
 

@@ -448,6 +448,21 @@ def test_many_uploads_at_once_are_all_kept_and_nobody_waits_for_them(gateway) ->
     assert slowest < 2
 
 
+def test_disk_that_fails_is_a_500_that_says_nothing_of_it(gateway) -> None:
+    spool = gateway.home / "blobs" / ".incoming"
+    aside = spool.with_name(".aside")
+    spool.rename(aside)
+    spool.write_bytes(b"")  # a file where a folder should be
+    try:
+        answer = post_form(gateway)
+    finally:
+        spool.unlink()
+        aside.rename(spool)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "host_error")
+    assert str(gateway.home) not in answer.text
+    assert post_form(gateway).status_code == 200
+
+
 def test_async_client_uploads_too(gateway) -> None:
     async def go() -> str:
         async with openai.AsyncOpenAI(

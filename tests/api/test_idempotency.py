@@ -1,5 +1,6 @@
 """``Idempotency-Key``: a POST that comes again, whatever crashed meanwhile, happens once."""
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ from maas.store.records import Role
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import IdempotencyRow
 from tests.api.conftest import RunningGateway, running_gateway
-from tests.api.test_tenants import BUDGET, OWNED, SHARED, Tenant, content_of, tenant
+from tests.api.test_tenants import BASE, BUDGET, OWNED, SHARED, Tenant, content_of, tenant
+from tests.fakes.adapters import CONFIG, safetensors_of, tensors_of
 
 PROJECTS = "/v1/organization/projects"
 CRASH = Path(__file__).with_name("crashing_gateway.py")
@@ -214,7 +216,13 @@ POSTS = {
     "POST /v1/organization/webhooks": {"name": "w", "url": "https://ours.example/other"},
     "POST /v1/organization/rate_limits/{rate_limit_id}": {"max_requests_per_1_minute": 5},
     "POST /v1/organization/spend_limit": BUDGET,
+    "POST /v1/fine_tuning/jobs": {"model": BASE, "training_file": "FILE"},
     "POST /v1/files": {"form": "data"},
+    "POST /v1/adapters": {
+        "model": "smollm2-135m-instruct",
+        "config_file": "CONFIG",
+        "weights_file": "WEIGHTS",
+    },
     "POST /v1/uploads": {
         "filename": "f",
         "purpose": "fine-tune",
@@ -238,6 +246,24 @@ def owner(gateway: RunningGateway) -> Tenant:
     return made
 
 
+def uploaded_adapter(gateway: RunningGateway, owner: Tenant) -> dict[str, str]:
+    """Upload an adapter's two files; return their ids by what they are called in a body."""
+    headers = {"Authorization": f"Bearer {owner.keys['admin']}"}
+    contents = {
+        "config_file": json.dumps(CONFIG).encode(),
+        "weights_file": safetensors_of(tensors_of()),
+    }
+    return {
+        name: gateway.client.post(
+            "/v1/files",
+            headers=headers,
+            files={"file": content},
+            data={"purpose": "adapter"},
+        ).json()["id"]
+        for name, content in contents.items()
+    }
+
+
 def test_every_route_that_creates_or_changes_is_in_the_table():
     known = {route for route in {*OWNED, *SHARED} if route.startswith("POST ")}
     assert known == {*POSTS, *RELAYED}
@@ -250,6 +276,10 @@ def test_every_route_does_a_repeated_request_once(gateway, owner, route):
         body = {**body, "user_id": owner.ids["joining"]}
     if body is not None and "part_ids" in body:
         body = {"part_ids": [owner.ids["part_id"]]}
+    if body is not None and "training_file" in body:
+        body = {**body, "training_file": owner.ids["file_id"]}
+    if body is not None and "config_file" in body:
+        body = {**body, **uploaded_adapter(gateway, owner)}
     headers = {
         "Authorization": f"Bearer {owner.keys['admin']}",
         "Idempotency-Key": f"once-{sorted(POSTS).index(route)}",

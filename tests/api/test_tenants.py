@@ -11,6 +11,7 @@ from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.store.blobs import open_blobs
 from maas.store.files import FileRepository, NewFile, blob_key_of, new_file_id
+from maas.store.job_records import NewJob
 from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
@@ -20,6 +21,7 @@ from maas.store.webhooks import WebhookRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.adapters import tuned_model
 
+BASE = "smollm2-135m-instruct"
 BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
 # The body of a route that takes a form; what it takes is ``data``.
 FORM = {"form": "data"}
@@ -62,12 +64,19 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "DELETE /v1/organization/webhooks/{webhook_id}": None,
     "GET /v1/models/{model}": None,
     "DELETE /v1/models/{model}": None,
+    "GET /v1/adapters/{model}": None,
     "GET /v1/files/{file_id}": None,
     "GET /v1/files/{file_id}/content": None,
     "POST /v1/uploads/{upload_id}/parts": FORM,
     "POST /v1/uploads/{upload_id}/complete": {"part_ids": ["PART"]},
     "POST /v1/uploads/{upload_id}/cancel": None,
     "DELETE /v1/files/{file_id}": None,
+    "GET /v1/fine_tuning/jobs/{job_id}": None,
+    "GET /v1/fine_tuning/jobs/{job_id}/events": None,
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": None,
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": None,
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": None,
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -83,7 +92,9 @@ LISTS = {
     "GET /v1/organization/costs",
     "GET /v1/organization/webhooks",
     "GET /v1/models",
+    "GET /v1/adapters",
     "GET /v1/files",
+    "GET /v1/fine_tuning/jobs",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
@@ -98,7 +109,10 @@ SHARED = {
     "POST /v1/organization/spend_limit",
     "DELETE /v1/organization/spend_limit",
     "POST /v1/files",
+    "POST /v1/adapters",
     "POST /v1/uploads",
+    "GET /v1/fine_tuning/recipes",
+    "POST /v1/fine_tuning/jobs",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
@@ -122,6 +136,9 @@ class Tenant:
         if "/uploads/" in route:
             # One for each: what is over cannot be cancelled, and takes no parts.
             ids["upload_id"] = ids[f"upload_to_{route.rpartition('/')[2]}"]
+        if "/jobs/" in route:
+            # One for each: only a paused one can be resumed, and none that is over.
+            ids["job_id"] = ids.get(f"job_to_{route.rpartition('/')[2]}", ids["job_id"])
         return route.partition(" ")[2].format(**ids)
 
 
@@ -155,8 +172,10 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
     webhook, _ = WebhookRepository(tenancy.database, tenancy.clock, str).create(
         organization.id, name=f"{name}-hook", url=f"https://{name}.example/hook"
     )
+    held = _file_and_uploads(gateway, first.id, name)
     ids = {
-        **_file_and_uploads(gateway, first.id, name),
+        **held,
+        **_jobs(gateway, first.id, held["file_id"], name),
         "project_id": project.id,
         "key_id": key.id,
         "account_id": account.id,
@@ -211,6 +230,26 @@ def _file_and_uploads(gateway: RunningGateway, project_id: str, name: str) -> di
         )
     )
     return ids
+
+
+def _jobs(gateway: RunningGateway, project_id: str, file_id: str, name: str) -> dict[str, str]:
+    jobs, ids = gateway.store.jobs, {}
+    for action in ("pause", "resume", "cancel"):
+        new = NewJob(
+            project_id=project_id,
+            key_id=f"{name}-key",
+            request_id=f"{name}-request",
+            model_id=BASE,
+            base_model_id=BASE,
+            training_file=file_id,
+            method={"type": "supervised"},
+            recipe="lora",
+            seed=1,
+            suffix=name,
+        )
+        ids[f"job_to_{action}"] = jobs.create(new).id
+    jobs.pause(project_id, ids["job_to_resume"])
+    return {**ids, "job_id": ids["job_to_pause"]}
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +350,7 @@ def test_what_is_ours_is_found_with_our_key(gateway, tenants):
     for route in OWNED:
         if route.startswith("GET"):
             # A tuned model is its project's alone.
-            kind = "plain" if "/models/" in route else "admin"
+            kind = "user" if "/models/" in route or "/adapters/" in route else "admin"
             answer = ask(gateway, route, ours.path(route), ours.keys[kind])
             assert answer.status_code == 200, (route, answer.text)
 

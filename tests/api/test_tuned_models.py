@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from openai import NotFoundError, OpenAI, PermissionDeniedError
 
+from maas.core.ids import new_id
 from maas.ledger.prices import Rates
 from maas.ledger.tariff import Tariff
 from maas.store.adapters import TunedModel, TunedState
@@ -38,10 +39,10 @@ def sdk(gateway, tenant: Tenant) -> Iterator[OpenAI]:
         yield client
 
 
-def delete_key(gateway, tenant: Tenant) -> str:
-    """Return a key that may delete models."""
+def key_of(gateway, tenant: Tenant, role: Role) -> str:
+    """Return a key of a program in the project."""
     accounts = gateway.store.tenancy.service_accounts
-    account = accounts.create(tenant.project.id, name="trainer", role=Role.DEVELOPER)
+    account = accounts.create(tenant.project.id, name=new_id("bot"), role=role)
     terms = KeyTerms(service_account_id=account.id)
     _, key = gateway.store.keys.create(project_id=tenant.project.id, name="t", terms=terms)
     gateway.wait_seen()
@@ -139,7 +140,7 @@ def test_published_model_answers_within_half_a_second(gateway, tenant, engine):
 
 
 def test_deleted_name_is_gone_at_once_and_never_given_again(gateway, tuned, tenant, sdk):
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key=delete_key(gateway, tenant)) as owner:
+    with OpenAI(base_url=f"{gateway.url}/v1", api_key=tenant.key) as owner:
         deleted = owner.models.delete(tuned.id)
     assert (deleted.id, deleted.deleted, deleted.object) == (tuned.id, True, "model")
     with pytest.raises(NotFoundError):
@@ -152,17 +153,19 @@ def test_deleted_name_is_gone_at_once_and_never_given_again(gateway, tuned, tena
     assert again.deleted_at is not None
 
 
-def test_key_that_only_infers_and_names_that_are_not_tuned_delete_nothing(
+def test_key_that_may_not_tune_and_names_that_are_not_tuned_delete_nothing(
     gateway, tuned, tenant, sdk
 ):
-    with pytest.raises(PermissionDeniedError, match="jobs"):
-        sdk.models.delete(tuned.id)
-    key = delete_key(gateway, tenant)
-    with OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as owner:
-        with pytest.raises(PermissionDeniedError, match="not a tuned one"):
-            owner.models.delete("tiny")
-        with pytest.raises(NotFoundError):
-            owner.models.delete("ft:tiny:nobody::x")
+    key = key_of(gateway, tenant, Role.VIEWER)
+    with (
+        OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as viewer,
+        pytest.raises(PermissionDeniedError, match="jobs"),
+    ):
+        viewer.models.delete(tuned.id)
+    with pytest.raises(PermissionDeniedError, match="not a tuned one"):
+        sdk.models.delete("tiny")
+    with pytest.raises(NotFoundError):
+        sdk.models.delete("ft:tiny:nobody::x")
     assert tenant.ask(model=tuned.id).status_code == 200
     assert tenant.ask(model="tiny").status_code == 200
 

@@ -35,7 +35,9 @@ def main(settings_file: str, job_id: str) -> None:
     here = _Here()
 
     def fit(spec: TrainSpec) -> TrainOutcome:
-        train_loop_per_worker({"spec": spec.model_dump(mode="json"), "reporter": here})
+        train_loop_per_worker(
+            {"spec": spec.model_dump(mode="json"), "reporter": here, "niceness": 0}
+        )
         assert here.outcome is not None
         return here.outcome
 

@@ -21,7 +21,7 @@ from maas.serving.jobs.tools import open_tools
 from maas.store.adapters import TunedState
 from maas.store.files import NewFile, blob_key_of, new_file_id
 from maas.store.finetune_tables import JobEventRow, TunedModelRow
-from maas.store.jobs import JobStatus, NewJob
+from maas.store.job_records import JobStatus, NewJob
 from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
 from maas.store.limits import LimitKey, LimitRepository
 from maas.store.records import LimitScope

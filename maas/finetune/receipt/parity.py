@@ -40,11 +40,11 @@ THRESHOLDS = {
         min_free_run_agreement=0.8,
     ),
     "bfloat16": Thresholds(
-        min_greedy_token_agreement=0.95,
-        max_logit_difference=3.0,
-        max_mean_logit_difference=0.3,
-        max_effect_error=0.2,
-        min_effect=0.15,
+        min_greedy_token_agreement=0.9,
+        max_logit_difference=2.0,
+        max_mean_logit_difference=0.25,
+        max_effect_error=0.3,
+        min_effect=0.25,
         min_free_run_agreement=0.3,
     ),
 }
@@ -62,6 +62,7 @@ def measure(
     engine_url: str | None,
     engine_model: str | None,
     engine_dir: Path | None = None,
+    engine_dtype: str | None = None,
 ) -> Receipt:
     """Return the receipt of a golden file.
 
@@ -71,6 +72,7 @@ def measure(
         engine_model: The engine's name of the tuned model.
         engine_dir: The folder that the engine reads weights and tokenizer from, where it is on
             this machine.
+        engine_dtype: What the engine computes in, where it was told; none: as the trainer's side.
 
     Raises:
         ReceiptFailed: The golden file cannot be read.
@@ -81,34 +83,43 @@ def measure(
     says = None
     if engine_url is not None and engine_model is not None:
         says = ask_engine(golden, url=engine_url, model=engine_model)
-    return judge(golden, says, None if engine_dir is None else identify(engine_dir))
+    engine = None if engine_dir is None else identify(engine_dir)
+    return judge(golden, says, engine, engine_dtype)
 
 
-def judge(golden: Golden, says: EngineSays | None, engine: Identity | None) -> Receipt:
+def judge(
+    golden: Golden,
+    says: EngineSays | None,
+    engine: Identity | None,
+    engine_dtype: str | None = None,
+) -> Receipt:
     """Return the verdict on what an engine says.
 
     Args:
         golden: The trainer's side.
         says: What the engine said; none where none serves the model.
         engine: What the folder is that the engine reads; none where it is not here.
+        engine_dtype: What it computes in; none: as the trainer's side.
 
     Raises:
-        ReceiptFailed: The golden file is of a dtype that has no thresholds.
+        ReceiptFailed: A dtype has no thresholds.
     """
-    if golden.dtype not in THRESHOLDS:
-        raise ReceiptFailed(f"there are no thresholds for dtype {golden.dtype!r}")
-    limits = THRESHOLDS[golden.dtype]
     is_adapter = golden.kind == "adapter"
     effect = _compare(golden, [answer.base for answer in golden.answers]) if is_adapter else None
+    other = "merged" if is_adapter else "saved"
     legs = {
         "engine": _engine_leg(golden, says),
-        "merged" if is_adapter else "saved": _compare(
-            golden, [answer.again for answer in golden.answers]
-        ),
+        other: _compare(golden, [answer.again for answer in golden.answers]),
+    }
+    limits = {
+        "engine": _thresholds(golden.dtype, engine_dtype or golden.dtype),
+        other: _thresholds(golden.dtype),
     }
     same_rendering = None if says is None else says.same_rendering
     reasons = [
-        reason for name, leg in legs.items() for reason in _complaints(name, leg, limits, effect)
+        reason
+        for name, leg in legs.items()
+        for reason in _complaints(name, leg, limits[name], effect)
     ]
     reasons += _differences(golden.identity, engine)
     if same_rendering is False:
@@ -119,6 +130,7 @@ def judge(golden: Golden, says: EngineSays | None, engine: Identity | None) -> R
         verdict="failed" if reasons else "passed",
         reasons=tuple(reasons),
         dtype=golden.dtype,
+        engine_dtype=engine_dtype,
         prompts=len(golden.answers),
         positions=sum(len(answer.trainer) for answer in golden.answers),
         effect=effect,
@@ -129,6 +141,14 @@ def judge(golden: Golden, says: EngineSays | None, engine: Identity | None) -> R
         versions=golden.versions,
         created_at=time.time(),
     )
+
+
+def _thresholds(*dtypes: str) -> Thresholds:
+    """Return what two sides can reach: what the coarser one can."""
+    unknown = [dtype for dtype in dtypes if dtype not in THRESHOLDS]
+    if unknown:
+        raise ReceiptFailed(f"there are no thresholds for dtype {unknown[0]!r}")
+    return max((THRESHOLDS[dtype] for dtype in dtypes), key=lambda one: one.max_logit_difference)
 
 
 def _engine_leg(golden: Golden, says: EngineSays | None) -> Leg:

@@ -136,7 +136,9 @@ class Receipt(_Part):
     reasons: tuple[str, ...]
     """Why it failed; empty when it passed."""
     dtype: str
-    """In which both sides compute."""
+    """In which the trainer's side was computed."""
+    engine_dtype: str | None
+    """In which the engine computes; none where nobody said."""
     prompts: int
     """Golden prompts."""
     positions: int
@@ -149,8 +151,8 @@ class Receipt(_Part):
     """Of templates, tokenizers and weights."""
     same_rendering: bool | None
     """Whether the engine renders the golden chats to the same tokens; none: it does not tell."""
-    thresholds: Thresholds
-    """Of the dtype."""
+    thresholds: dict[str, Thresholds]
+    """Of each leg, by the coarser dtype of its sides."""
     versions: dict[str, str]
     """Of the libraries on the trainer's side."""
     created_at: float

@@ -111,8 +111,9 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v, weights = ctx.saved_tensors
         grad = grads[0]
         grad_weights = torch.bmm(grad, v.transpose(1, 2))
-        scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        scores.mul_(ctx.scale)
+        # Softmax' own backward kernel; autograd calls the same.
+        softmax_backward = torch.ops.aten._softmax_backward_data.default
+        scores = softmax_backward(grad_weights, weights, -1, weights.dtype).mul_(ctx.scale)
         return (
             torch.bmm(scores, k),
             torch.bmm(scores.transpose(1, 2), q),

@@ -64,13 +64,13 @@ class RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return x.float().mul_(scale).mul_(weight).to(x.dtype)
+        return (x * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of x."""
         x, weight, scale = ctx.saved_tensors
-        grad = grads[0].float().mul_(weight)
+        grad = grads[0] * weight
         wide = x.float()
         along = torch.linalg.vecdot(grad, wide).unsqueeze(-1)
         along.mul_(scale).mul_(scale).div_(-x.shape[-1])
@@ -136,8 +136,8 @@ def speed_up(module: torch.nn.Module) -> None:
             _replace(part, _lora_forward, is_known=_is_plain_lora(part))
         elif type(part).__name__.endswith("RMSNorm"):
             weight = getattr(part, "weight", None)
-            eps = getattr(part, "variance_epsilon", None)
-            is_known = weight is not None and not weight.requires_grad and eps is not None
+            has_eps = hasattr(part, "variance_epsilon")
+            is_known = has_eps and weight is not None and not weight.requires_grad
             _replace(part, _norm_forward, is_known=is_known)
 
 
@@ -150,12 +150,13 @@ def _is_plain_lora(layer: LoraLayer) -> bool:
     )
 
 
-def _replace(part: torch.nn.Module, forward: Any, *, is_known: bool) -> None:
+def _replace(part: Any, forward: Any, *, is_known: bool) -> None:
     if not is_known:
         return
     slow = part.forward
     part.slow_forward = slow
-    weight = part.get_base_layer().weight if isinstance(part, LoraLayer) else part.weight
+    layer: Any = part.get_base_layer() if isinstance(part, LoraLayer) else part
+    weight: torch.Tensor = layer.weight
     x = torch.randn(2, weight.shape[-1], generator=torch.Generator().manual_seed(0))
     x = x.to(weight.device, weight.dtype)
     with torch.no_grad():

@@ -23,6 +23,7 @@ from maas.finetune.train.model import TrainedModel, choose_device
 from maas.finetune.train.objectives import Example, Seen, objective_of
 from maas.finetune.train.optimizer import MasterAdamW
 from maas.finetune.train.packing import batches, steps_per_epoch
+from maas.finetune.train.ranks import Ranks
 from maas.finetune.train.spec import (
     CheckpointReport,
     Reporter,
@@ -64,6 +65,7 @@ class _Run:
         self._steps_per_epoch = steps_per_epoch(len(self._examples), spec.batch_size)
         self._num_steps = self._steps_per_epoch * spec.n_epochs
         self._model = TrainedModel(spec.model_dir, spec.recipe, choose_device(), spec.seed)
+        self._ranks = Ranks.current(self._model.device)
         if must_recompute(self._model, spec.max_tokens_per_pass):
             self._model.enable_recomputation()
         self._objective = objective_of(spec.method, beta=spec.beta)
@@ -94,14 +96,25 @@ class _Run:
         for step, indices in self._plan(done):
             seen = self._step(step, indices)
             is_last_of_epoch = step % self._steps_per_epoch == 0
-            may_go_on = self._reporter.on_step(self._report(step, seen))
-            if is_last_of_epoch or not may_go_on or self._is_time_to_save():
-                self._save(step, is_kept=is_last_of_epoch)
-            if is_last_of_epoch and self._is_hopeless():
+            may_go_on = self._tell(step, seen)
+            validated = self._validate(step) if is_last_of_epoch else {}
+            if self._ranks.is_first and (
+                is_last_of_epoch or not may_go_on or self._is_time_to_save()
+            ):
+                self._save(step, validated, is_kept=is_last_of_epoch)
+            if is_last_of_epoch:
+                self._epoch = Seen()
+            if is_last_of_epoch and self._ranks.first_says(self._is_hopeless()):
                 break
             if not may_go_on and step < self._num_steps:
                 return TrainOutcome(status="stopped", num_trained_tokens=self._num_tokens)
         return self._finish()
+
+    def _tell(self, step: int, seen: Seen) -> bool:
+        """Report a step; say whether to go on."""
+        is_first = self._ranks.is_first
+        may_go_on = self._reporter.on_step(self._report(step, seen)) if is_first else True
+        return self._ranks.first_says(may_go_on)
 
     def _plan(self, done: int) -> Sequence[tuple[int, list[int]]]:
         """Return number and examples of each step that is left."""
@@ -116,14 +129,20 @@ class _Run:
         return plan[done:]
 
     def _step(self, step: int, indices: Sequence[int]) -> Seen:
+        ranks = self._ranks
         chosen = [self._examples[i] for i in indices]
+        own = [self._examples[i] for i in ranks.share(indices)]
         scale = 1.0 / max(self._objective.num_items(chosen), 1)
-        seen = self._objective.run(self._model, chosen, self._spec.max_tokens_per_pass, scale)
+        # What is drawn (dropout) depends on nothing that came before: no state to keep.
+        torch.manual_seed((self._spec.seed * 1_000_003 + step) * ranks.size + ranks.rank)
+        seen = ranks.total(
+            self._objective.run(self._model, own, self._spec.max_tokens_per_pass, scale)
+        )
         if not math.isfinite(seen.loss):
             raise TrainingFailed(
                 f"the loss of step {step} is no number; lower learning_rate_multiplier"
             )
-        self._optimizer.step(step)
+        self._optimizer.step(step, ranks.add_up)
         self._epoch.add(seen)
         num_tokens = sum(num_tokens_of(example) for example in chosen)
         self._num_tokens += num_tokens
@@ -149,14 +168,13 @@ class _Run:
     def _is_time_to_save(self) -> bool:
         return time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S
 
-    def _save(self, step: int, *, is_kept: bool) -> None:
+    def _save(self, step: int, validated: dict[str, float], *, is_kept: bool) -> None:
         metrics: dict[str, float] = {
             "step": step,
             "train_loss": self._epoch.mean_loss,
             "train_mean_token_accuracy": self._epoch.accuracy,
+            **validated,
         }
-        if is_kept:
-            metrics |= self._validate(step)
         epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
         # A run goes on after its newest checkpoint: steps before it are never told again.
         self._reporter.flush()
@@ -172,7 +190,6 @@ class _Run:
             metrics={**metrics, "is_kept": is_kept},
         )
         if is_kept:
-            self._epoch = Seen()
             self._reporter.on_checkpoint(CheckpointReport(step=step, path=path, metrics=metrics))
         self._prune()
         self._saved_at = time.monotonic()
@@ -192,8 +209,9 @@ class _Run:
         if not self._validation:
             return {}
         self._model.module.eval()
-        seen = self._objective.run(
-            self._model, self._validation, self._spec.max_tokens_per_pass, None
+        own = [self._validation[i] for i in self._ranks.share(range(len(self._validation)))]
+        seen = self._ranks.total(
+            self._objective.run(self._model, own, self._spec.max_tokens_per_pass, None)
         )
         self._model.module.train()
         metrics = {
@@ -203,7 +221,8 @@ class _Run:
             "full_valid_loss": seen.mean_loss,
             "full_valid_mean_token_accuracy": seen.accuracy,
         }
-        self._reporter.on_validation(metrics)
+        if self._ranks.is_first:
+            self._reporter.on_validation(metrics)
         return metrics
 
     def _best(self) -> int | None:
@@ -226,10 +245,11 @@ class _Run:
 
     def _restore(self) -> int:
         found = self._checkpoints.load_newest()
+        self._ranks.wait()
         if found is None:
             return 0
         step, state = found
-        for kept in self._kept():
+        for kept in self._kept() if self._ranks.is_first else ():
             # Whoever was killed may not have been told.
             path, metrics = self._checkpoints.path(kept), self._checkpoints.metrics(kept)
             del metrics["is_kept"]
@@ -241,6 +261,7 @@ class _Run:
         return step
 
     def _finish(self) -> TrainOutcome:
+        self._ranks.wait()
         best = self._best()
         if best is None:
             raise TrainingFailed("training ended without a checkpoint")

@@ -65,15 +65,24 @@ class TrainedModel:
         recipe: What changes.
         device: Where it computes.
         seed: Of the adapter's first weights.
+        base: Taken instead of what the folder holds, already on its device.
     """
 
-    def __init__(self, model_dir: Path, recipe: Recipe, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        *,
+        base: PreTrainedModel | None = None,
+    ) -> None:
         self.device = device
         self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
-        base = _load(model_dir, recipe, self.dtype, device)
+        base = base or _load(model_dir, recipe, self.dtype, device)
         self.module: PreTrainedModel | PeftModel = base
         if not self.is_full:
             self.module = get_peft_model(
@@ -83,7 +92,7 @@ class TrainedModel:
                     r=recipe.r,
                     lora_alpha=recipe.lora_alpha,
                     lora_dropout=recipe.lora_dropout,
-                    target_modules=_targets(recipe),
+                    target_modules=_targets(recipe, base),
                 ),
                 autocast_adapter_dtype=False,
             )
@@ -178,9 +187,18 @@ def _plain_head(base: PreTrainedModel) -> tuple[torch.nn.Module, torch.Tensor] |
     return (decoder, head.weight) if is_plain else None
 
 
-def _targets(recipe: Recipe) -> str | list[str]:
-    targets = recipe.target_modules
-    return targets if isinstance(targets, str) else list(targets)
+def _targets(recipe: Recipe, base: PreTrainedModel) -> list[str]:
+    """Return the last names of the layers that get an adapter: what engines ask for."""
+    if not isinstance(recipe.target_modules, str):
+        return list(recipe.target_modules)
+    head = base.get_output_embeddings()
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, part in base.named_modules()
+        # 4-bit layers are of a class made from this one.
+        if isinstance(part, torch.nn.Linear) and part is not head
+    }
+    return sorted(names)
 
 
 def _load(

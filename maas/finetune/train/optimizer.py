@@ -5,7 +5,7 @@ what is moved is a float32 master, and the model gets its rounding.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,21 +51,26 @@ class MasterAdamW:
         """The parameters in full precision, by name."""
         return self._masters
 
-    def step(self, step: int) -> float:
+    def step(
+        self, step: int, add_up: Callable[[Sequence[torch.Tensor]], None] = lambda _: None
+    ) -> float:
         """Move the parameters by their gradients, and clear those.
 
         Args:
             step: Number of this step, from 1.
+            add_up: Makes each gradient the sum of all workers'.
 
         Returns:
             The gradient's norm before it was cut.
         """
         for name, parameter in self._parameters.items():
             gradient = self._masters[name].grad
-            if parameter.grad is None or gradient is None:
+            if gradient is None:
                 continue
-            gradient.copy_(parameter.grad)
+            # None: this worker had no part in the step.
+            gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
             parameter.grad = None
+        add_up([m.grad for m in self._masters.values() if m.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(
             list(self._masters.values()), self._recipe.max_grad_norm
         )

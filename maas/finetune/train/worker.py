@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from maas.finetune.adapter_files import content_hash
 from maas.finetune.receipt.golden import write_golden
 from maas.finetune.train.checkpoints import Checkpoints
@@ -52,18 +54,22 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: ``spec``, a dumped ``TrainSpec``; ``reporter``, a ``Reporter`` that also has
-            ``on_outcome``.
+            ``on_outcome``; ``niceness``, 10 where none is given.
     """
     spec = TrainSpec.model_validate(config["spec"])
     reporter = config["reporter"]
     # Serving goes first: an engine that has requests gets the processors.
-    os.nice(max(0, NICENESS - os.nice(0)))
+    os.nice(max(0, int(config.get("niceness", NICENESS)) - os.nice(0)))
     limit_threads(len(os.sched_getaffinity(0)))
     spec.run_dir.mkdir(parents=True, exist_ok=True)
-    with (spec.run_dir / "lock").open("w") as lock:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    # Of several workers the first one writes. Its run folder is storage that all share.
+    with (spec.run_dir / f"lock-{rank}").open("w") as lock:
         # A worker that was thought dead may live for a moment more.
         fcntl.flock(lock, fcntl.LOCK_EX)
         outcome = train(spec, reporter)
+        if rank > 0:
+            return
         if outcome.status == "finished" and spec.recipe.tuning != "full":
             _write_golden(spec)
         reporter.on_outcome(outcome)

@@ -16,7 +16,7 @@ from maas.gateway.fine_tuning.schemas import (
     shown_checkpoint,
     shown_event,
 )
-from maas.gateway.fine_tuning.service import FineTuning
+from maas.gateway.fine_tuning.service import FineTuning, check_metadata
 from maas.gateway.organization.pages import ListPage, page_of
 from maas.gateway.relay.http import request_id_of
 from maas.store.pages import MAX_PAGE, Window
@@ -26,6 +26,9 @@ router = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 
 _METADATA_PREFIX, _METADATA_SUFFIX = "metadata[", "]"
 _Who = Annotated[ProjectAuthority, Depends(in_own_project(Permission.JOBS))]
+_Reader = Annotated[
+    ProjectAuthority, Depends(in_own_project(Permission.JOBS, or_else=Permission.READ))
+]
 
 
 def _service(request: Request) -> FineTuning:
@@ -51,15 +54,18 @@ def create_job(body: JobBody, request: Request, who: _Who, service: _Service) ->
 
 @router.get("/jobs")
 def list_jobs(
-    request: Request, who: _Who, service: _Service, window: _WindowDep
+    request: Request, who: _Reader, service: _Service, window: _WindowDep
 ) -> ListPage[JobObject]:
-    """List the project's jobs, newest first; ``metadata[k]=v`` keeps those that have it."""
+    """List the project's jobs, newest first; ``metadata[k]=v`` keeps those that have it.
+
+    ``metadata=null`` keeps those without any.
+    """
     page = service.jobs.list(who.project.id, window, _metadata_of(request))
     return page_of([shown(job, who.organization_id) for job in page.items], has_more=page.has_more)
 
 
 @router.get("/jobs/{job_id}")
-def get_job(job_id: str, who: _Who, service: _Service) -> JobObject:
+def get_job(job_id: str, who: _Reader, service: _Service) -> JobObject:
     """Return one job."""
     return shown(service.jobs.get(who.project.id, job_id), who.organization_id)
 
@@ -84,7 +90,7 @@ def resume_job(job_id: str, who: _Who, service: _Service) -> JobObject:
 
 @router.get("/jobs/{job_id}/events")
 def list_events(
-    job_id: str, who: _Who, service: _Service, window: _WindowDep
+    job_id: str, who: _Reader, service: _Service, window: _WindowDep
 ) -> ListPage[EventObject]:
     """List what a job told, newest first."""
     page = service.jobs.events(who.project.id, job_id, window)
@@ -93,7 +99,7 @@ def list_events(
 
 @router.get("/jobs/{job_id}/checkpoints")
 def list_checkpoints(
-    job_id: str, who: _Who, service: _Service, window: _WindowDep
+    job_id: str, who: _Reader, service: _Service, window: _WindowDep
 ) -> ListPage[CheckpointObject]:
     """List a job's checkpoints, newest first."""
     page = service.jobs.checkpoints(who.project.id, job_id, window)
@@ -101,16 +107,21 @@ def list_checkpoints(
 
 
 @router.get("/recipes")
-def list_recipes(who: _Who, service: _Service) -> list[Recipe]:  # noqa: ARG001 - checks the key
+def list_recipes(who: _Reader, service: _Service) -> list[Recipe]:  # noqa: ARG001 - checks the key
     """List the recipes; ours, not OpenAI's."""
     return list(service.recipes.values())
 
 
-def _metadata_of(request: Request) -> dict[str, str]:
-    wanted: dict[str, str] = {}
+def _metadata_of(request: Request) -> dict[str, str] | None:
+    """Return what the metadata of a job must hold; nothing where that does not matter."""
+    wanted: dict[str, str] | None = None
     for name, value in request.query_params.multi_items():
         if name == "metadata":
-            raise InvalidRequest("want metadata[key]=value", param="metadata")
-        if name.startswith(_METADATA_PREFIX) and name.endswith(_METADATA_SUFFIX):
-            wanted[name[len(_METADATA_PREFIX) : -1]] = value
+            if value != "null":
+                raise InvalidRequest("metadata: want metadata[key]=value or null", param="metadata")
+            wanted = wanted or {}
+        elif name.startswith(_METADATA_PREFIX) and name.endswith(_METADATA_SUFFIX):
+            key = name[len(_METADATA_PREFIX) : -1]
+            check_metadata({key: value})
+            wanted = {**(wanted or {}), key: value}
     return wanted

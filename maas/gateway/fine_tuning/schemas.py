@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from maas.gateway.organization.wire import Body, seconds
-from maas.store.jobs import Job, JobCheckpoint, JobEvent
+from maas.store.job_records import Job, JobCheckpoint, JobEvent
 
 AutoInt = Literal["auto"] | int | None
 AutoFloat = Literal["auto"] | float | None

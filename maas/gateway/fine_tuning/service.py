@@ -14,7 +14,9 @@ from maas.gateway.fine_tuning.schemas import HyperparametersBody, JobBody
 from maas.store.adapters import TunedModelRepository
 from maas.store.database import Database
 from maas.store.files import FileRepository
-from maas.store.jobs import Job, JobRepository, NewJob
+from maas.store.job_records import Job, NewJob
+from maas.store.jobs import JobRepository
+from maas.store.text import as_text
 
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 DEFAULT_RECIPES = {"supervised": "lora", "dpo": "dpo"}
@@ -56,10 +58,39 @@ class FineTuning:
         kind, numbers = _method_of(body)
         recipe = self._recipe(kind, numbers.recipe)
         check_hyperparameters(numbers.given())
+        if kind != "dpo" and numbers.beta not in {None, "auto"}:
+            raise InvalidRequest("beta is of method dpo only", param="hyperparameters.beta")
         card = self._base(who, body.model, recipe)
         for name in ("training_file", "validation_file"):
             self._check_file(project_id, getattr(body, name), name)
-        _check_metadata(body.metadata or {})
+        check_metadata(body.metadata or {})
+        new = NewJob(
+            project_id=project_id,
+            key_id=who.access.key.id,
+            request_id=request_id,
+            model_id=body.model,
+            base_model_id=card.id,
+            training_file=body.training_file,
+            validation_file=body.validation_file,
+            suffix=body.suffix,
+            seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+            method={"type": kind, kind: {"hyperparameters": numbers.given()}},
+            recipe=recipe.name,
+            labels=body.metadata or {},
+        )
+        # Counted by the writer whose turn it is: two at once cannot both be the last one.
+        with self.database.together():
+            self._check_room(project_id)
+            return self.jobs.create(new)
+
+    def cancel(self, project_id: str, job_id: str) -> Job:
+        """End a job now and charge what was trained, both or neither."""
+        with self.database.together():
+            job = self.jobs.cancel(project_id, job_id)
+            self.ledger.settle(job)
+            return job
+
+    def _check_room(self, project_id: str) -> None:
         num_unfinished = self.jobs.count_unfinished(project_id)
         if num_unfinished >= self.max_unfinished:
             raise LimitExceeded(
@@ -68,29 +99,6 @@ class FineTuning:
                 limit="unfinished_jobs",
                 is_lasting=False,
             )
-        return self.jobs.create(
-            NewJob(
-                project_id=project_id,
-                key_id=who.access.key.id,
-                request_id=request_id,
-                model_id=body.model,
-                base_model_id=card.id,
-                training_file=body.training_file,
-                validation_file=body.validation_file,
-                suffix=body.suffix,
-                seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
-                method={"type": kind, kind: {"hyperparameters": numbers.given()}},
-                recipe=recipe.name,
-                labels=body.metadata or {},
-            )
-        )
-
-    def cancel(self, project_id: str, job_id: str) -> Job:
-        """End a job now and charge what was trained, both or neither."""
-        with self.database.together():
-            job = self.jobs.cancel(project_id, job_id)
-            self.ledger.settle(job)
-            return job
 
     def _recipe(self, kind: str, name: str | None) -> Recipe:
         fitting = {
@@ -144,7 +152,21 @@ def _method_of(body: JobBody) -> tuple[str, HyperparametersBody]:
     return kind, HyperparametersBody() if part is None else part.hyperparameters
 
 
-def _check_metadata(metadata: Mapping[str, str]) -> None:
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Check pairs that a job is labelled with, or looked for by.
+
+    Raises:
+        InvalidRequest: There are too many, one is too long, or is no text.
+    """
+    for text in (*metadata, *metadata.values()):
+        if text != as_text(text):
+            raise InvalidRequest(f"metadata: {text[:40]!r} is no text", param="metadata")
+    # SQLite has no way to name such a key when jobs are looked for by it.
+    odd = next((key for key in metadata if set(key) & {'"', "\\"}), None)
+    if odd is not None:
+        raise InvalidRequest(
+            f"metadata: the key {odd!r} holds a quote or a backslash", param="metadata"
+        )
     is_too_long = any(
         len(key) > MAX_METADATA_KEY or len(value) > MAX_METADATA_VALUE
         for key, value in metadata.items()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from maas.core.errors import MaasError, StoreUnavailable, Superseded
-from maas.store.jobs import Job, JobChange, JobRepository, Telling
+from maas.store.job_records import Job, JobChange, Telling
+from maas.store.jobs import JobRepository
 
 log = logging.getLogger(__name__)
 

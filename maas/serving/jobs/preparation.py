@@ -17,7 +17,7 @@ from maas.finetune.recipe import Hyperparameters, Recipe, load_recipes, resolve
 from maas.finetune.train.spec import TrainSpec
 from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
-from maas.store.jobs import Job, JobChange, JobStatus, Telling
+from maas.store.job_records import Job, JobChange, JobStatus, Telling
 
 CHECK_TIMEOUT_S = 3600.0
 
@@ -66,7 +66,6 @@ class Preparation:
                 status=JobStatus.QUEUED,
                 report=report,
                 resolved=numbers.model_dump(),
-                estimate=quote.plain(),
                 tellings=(
                     Telling("validated", "Files validated, moving job to queued state"),
                     Telling("estimate", f"At most {tokens} tokens, {quote.cost} {quote.currency}"),

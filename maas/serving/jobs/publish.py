@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from maas.core.errors import ReceiptFailed
+from maas.core.errors import ReceiptFailed, Unavailable
 from maas.core.settings import Settings
 from maas.engines.prepare import folder_name
 from maas.finetune.adapter_files import ADAPTER_NAMES
@@ -26,8 +26,8 @@ from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
 from maas.store.adapters import Adapter, TunedKind, TunedModel, TunedState, engine_name
 from maas.store.files import NewFile, blob_key_of, new_file_id
-from maas.store.jobs import Job, JobChange, JobStatus, Telling
-from maas.store.records import Replica, ReplicaState
+from maas.store.job_records import Job, JobChange, JobStatus, Telling
+from maas.store.records import Deployment, Replica, ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,12 @@ class Publisher:
         ]
         replica = self._wait_until_loaded(models)
         receipts: dict[str, Receipt] = {}
+        measured: dict[str | None, Receipt] = {}
         for model in models:
-            receipt = self._measure(spec, model, replica)
+            # The best one is one of the checkpoints.
+            if model.adapter_id not in measured:
+                measured[model.adapter_id] = self._measure(spec, model, replica)
+            receipt = measured[model.adapter_id]
             if receipt.verdict != "passed":
                 self._refuse(model, receipt)
             receipts[model.id] = receipt
@@ -157,7 +161,11 @@ class Publisher:
         }
 
     def _wait_until_loaded(self, models: list[TunedModel]) -> Replica | None:
-        """Return a replica that holds every adapter; none where the base is not served."""
+        """Return a replica that holds every adapter; none where the base is not served.
+
+        Raises:
+            Unavailable: The base should be served, and no replica of it has them in time.
+        """
         wanted = {engine_name(model.adapter_id) for model in models if model.adapter_id}
         give_up_at = time.monotonic() + self._settings.finetune.publish_timeout_s
         while time.monotonic() < give_up_at:
@@ -168,23 +176,31 @@ class Publisher:
                 is_ready = replica.deployment_id in serving and replica.state is ReplicaState.READY
                 if is_ready and wanted <= set(replica.adapters):
                     return replica
-            if not self._desk.may_go_on:
-                break
             time.sleep(_POLL_S)
-        return None
+        raise Unavailable(f"no replica of {self._job.base_model_id} holds the new adapter yet")
 
     def _measure(self, spec: TrainSpec, model: TunedModel, replica: Replica | None) -> Receipt:
+        golden = golden_file(spec, str(model.adapter_id))
+        if replica is None:
+            return measure(golden, engine_url=None, engine_model=None)
+        deployment = self._tools.deployments.get(replica.deployment_id)
+        dtype = deployment.options.get("dtype")
         return measure(
-            golden_file(spec, str(model.adapter_id)),
-            engine_url=None if replica is None else replica.url,
-            engine_model=None if replica is None else engine_name(str(model.adapter_id)),
-            engine_dir=self._served_dir(),
+            golden,
+            engine_url=replica.url,
+            engine_model=engine_name(str(model.adapter_id)),
+            engine_dir=self._served_dir(deployment),
+            # What the operator said; left open, it is what the golden file was computed in.
+            engine_dtype=None if dtype == "auto" else dtype,
         )
 
-    def _served_dir(self) -> Path | None:
-        """Return the folder that engines of this machine read the base from."""
-        card = self._tools.catalog.get_card(self._job.base_model_id)
-        folder = self._settings.weights_dir / folder_name(card)
+    def _served_dir(self, deployment: Deployment) -> Path | None:
+        """Return the folder that a deployment's engines read, where it is on this machine."""
+        if deployment.engine == "external":
+            return None
+        card = self._tools.catalog.get_card(deployment.model_id)
+        name = folder_name(card, deployment.options.get("quantization"))
+        folder = self._settings.weights_dir / name
         return folder if folder.is_dir() else None
 
     def _refuse(self, model: TunedModel, receipt: Receipt) -> None:

@@ -14,7 +14,8 @@ from maas.core.clock import Clock
 from maas.core.errors import MaasError, Superseded
 from maas.core.settings import FinetuneSettings
 from maas.serving.backoff import backoff_s
-from maas.store.jobs import ACTIVE, Job, JobChange, JobRepository, JobStatus, JobWish
+from maas.store.job_records import ACTIVE, Job, JobChange, JobStatus, JobWish
+from maas.store.jobs import JobRepository
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from maas.catalog.fit import DTYPE_BYTES
 from maas.catalog.machine import Machine
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.serving.plan import make_plan
-from maas.store.jobs import Job
+from maas.store.job_records import Job
 from maas.store.records import Deployment, DeploymentStatus
 
 # Ray Train's own processes and one worker's code, measured with a 135M model.

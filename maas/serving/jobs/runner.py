@@ -25,7 +25,7 @@ from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.preparation import Preparation
 from maas.serving.jobs.publish import Publisher
 from maas.serving.jobs.tools import Tools
-from maas.store.jobs import JobChange, JobStatus, JobWish, Telling
+from maas.store.job_records import JobChange, JobStatus, JobWish, Telling
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from maas.store.clock import StoreClock
 from maas.store.database import Database
 from maas.store.deployments import DeploymentRepository
 from maas.store.files import FileRepository
-from maas.store.jobs import Job, JobChange, JobRepository, JobStatus
+from maas.store.job_records import Job, JobChange, JobStatus
+from maas.store.jobs import JobRepository
 from maas.store.replicas import ReplicaRepository
 from maas.store.tenancy import Tenancy, open_tenancy
 

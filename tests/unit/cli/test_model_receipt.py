@@ -41,7 +41,8 @@ def _receipt(verdict: str = "failed", **fields) -> Receipt:
                 adapter="d" * 64,
             ),
             "same_rendering": True,
-            "thresholds": THRESHOLDS["float32"],
+            "engine_dtype": None,
+            "thresholds": {"engine": THRESHOLDS["float32"]},
             "versions": {"torch": "2.13.0"},
             "created_at": 1.0,
         }

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from maas.core.errors import EngineError, EngineUnreachable, NotFound, ReceiptFailed
+from maas.finetune.receipt.engine import EngineSays
 from maas.finetune.receipt.golden import write_golden, write_golden_weights
-from maas.finetune.receipt.parity import measure
+from maas.finetune.receipt.parity import THRESHOLDS, judge, measure
 from maas.finetune.receipt.records import Golden, read_receipt
 from tests.unit.finetune.receipt.adapters import change, tune
 from tests.unit.finetune.receipt.conftest import CHATS, Tuned
@@ -163,6 +164,32 @@ def test_layout_of_tokenizer_files_does_not_matter(tuned, tmp_path):
     (other / "tokenizer_config.json").write_text(json.dumps(config))
     template.unlink()
     assert _measure(tuned, None, other).verdict == "passed"
+
+
+def test_engine_that_computes_coarser_is_judged_by_what_it_can_reach(tuned, serve):
+    engine = serve(tuned.load().to(torch.bfloat16))
+    ask = {"engine_url": engine.url, "engine_model": MODEL}
+    strict = measure(tuned.golden, **ask)
+    assert strict.verdict == "failed"
+    right = measure(tuned.golden, **ask, engine_dtype="bfloat16")
+    assert right.verdict == "passed", right.reasons
+    assert right.thresholds["engine"] == THRESHOLDS["bfloat16"]
+    assert right.thresholds["merged"] == THRESHOLDS["float32"]
+    with pytest.raises(ReceiptFailed, match="int3"):
+        measure(tuned.golden, **ask, engine_dtype="int3")
+
+
+def test_tokens_that_one_side_does_not_name_count_by_how_likely_they_cannot_be(tuned):
+    golden = Golden.read(tuned.golden)
+    rows = [
+        # The same likeliest token, but no other in common.
+        [{max(row, key=row.__getitem__): max(row.values())} | {-1: -9.5} for row in answer.trainer]
+        for answer in golden.answers
+    ]
+    leg = judge(golden, EngineSays(rows, None, None), None).legs["engine"]
+    assert leg.greedy_token_agreement == 1
+    second = [sorted(row.values())[-2] for answer in golden.answers for row in answer.trainer]
+    assert leg.max_logit_difference == pytest.approx(max(second) + 9.5)
 
 
 def test_numbers_that_are_none_fail(tuned, serve):

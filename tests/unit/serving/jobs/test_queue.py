@@ -5,7 +5,8 @@ import pytest
 from maas.core.errors import EngineError
 from maas.core.settings import FinetuneSettings
 from maas.serving.jobs.queue import JobQueue, RunnerId
-from maas.store.jobs import JobChange, JobRepository, JobStatus, JobWish, NewJob, Telling
+from maas.store.job_records import JobChange, JobStatus, JobWish, NewJob, Telling
+from maas.store.jobs import JobRepository
 from maas.store.pages import Window
 from maas.store.state import ensure_project
 
