@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from maas.cli import audit, deploy, job, key, limit, model, org, price, project, webhook
+from maas.cli import audit, data, deploy, job, key, limit, model, org, price, project, webhook
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.output import fail
@@ -38,6 +38,7 @@ app.command()(gateway)
 app.command()(controller)
 app.command()(usage)
 app.add_typer(audit.app, name="audit")
+app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(job.app, name="job")
 app.add_typer(key.app, name="key")

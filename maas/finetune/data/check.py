@@ -1,11 +1,13 @@
 """Checks training data line by line, in bounded memory, and says all that is wrong at once."""
 
+import codecs
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from maas.core.errors import DataRefused
 from maas.finetune.data import records
@@ -15,6 +17,10 @@ from maas.finetune.recipe import Method
 
 MIN_EXAMPLES = 10
 MAX_LINE_BYTES = 8 * 2**20
+# Memory that finding duplicates may take: about 100 bytes of each.
+MAX_COMPARED = 2_000_000
+_TEXT_PIECE_BYTES = 2**20
+_LONGEST_WORDS = 300
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -25,6 +31,8 @@ _MAGIC = {
     b"PAR1": "Parquet",
     b"%PDF": "PDF",
 }
+# Fewer bytes say too little about how text is written.
+_LEAST_UTF16 = 16
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 
@@ -55,9 +63,9 @@ class _Side:
 
     file: str
     num_examples: int = 0
-    lengths: list[int] = field(default_factory=list[int])
+    lengths: "array[int]" = field(default_factory=lambda: array("Q"))
     num_targets: int = 0
-    seen: dict[bytes, int] = field(default_factory=dict[bytes, int])
+    seen: dict[int, int] = field(default_factory=dict[int, int])
 
 
 class Checker:
@@ -95,6 +103,11 @@ class Checker:
         self._compare(learned, held)
         return self._report(learned, held)
 
+    def tell_no_tokenizer(self, file: Path, why: str) -> None:
+        """Note that tokens cannot be counted, which a job cannot do without."""
+        fix = "run: maas model pull"
+        self._tell(_Side(file.name), 0, Finding("no_tokenizer", "", why, fix))
+
     def _check_file(self, path: Path) -> _Side:
         side = _Side(path.name)
         finding = _refuse_whole(path)
@@ -115,13 +128,27 @@ class Checker:
             )
             self._tell(side, 0, finding)
             return
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            bad = Finding("bad_utf8", "", f"byte {error.start} is not UTF-8", "save it as UTF-8")
-            self._tell(side, 0, bad)
-            return
-        self._count(side, 1, {"text": text})
+        side.num_examples = 1
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        place, has_text = 0, False
+        with path.open("rb") as stream:
+            while raw := stream.readline(_TEXT_PIECE_BYTES):
+                # Pieces end with a line where they can: tokens are counted as they will be made.
+                raw += b"".join(_until(stream, _TEXT_PIECE_BYTES - len(raw)))
+                try:
+                    text = decoder.decode(raw)
+                except UnicodeDecodeError as error:
+                    text = f"byte {place + error.start} or so is not UTF-8"
+                    self._tell(side, 0, Finding("bad_utf8", "", text, "save it as UTF-8"))
+                    return
+                place += len(raw)
+                if "\0" in text:
+                    self._tell(side, 0, Finding("nul", "", "it holds NUL bytes", "remove them"))
+                    return
+                has_text = has_text or not text.isspace()
+                self._count(side, 0, {"text": text})
+        if not has_text:
+            self._tell(side, 0, Finding("empty_file", "", "there is no text in it", "add it"))
 
     def _check_line(self, side: _Side, number: int, raw: bytes) -> None:
         if not raw.strip():
@@ -135,7 +162,12 @@ class Checker:
         for finding in records.findings(parsed, self._method):
             self._tell(side, number, finding)
             is_good = is_good and finding.is_warning
-        first = side.seen.setdefault(_digest(parsed), number)
+        if len(side.seen) >= MAX_COMPARED:
+            unseen = f"duplicates are looked for among the first {MAX_COMPARED} examples only"
+            self._tell(side, number, Finding("not_compared", "", unseen, "none needed", True))
+            first = number
+        else:
+            first = side.seen.setdefault(_digest(parsed), number)
         if first != number:
             repeated = Finding(
                 "duplicate", "", f"is the same as line {first}", "remove one", is_warning=True
@@ -145,8 +177,6 @@ class Checker:
             self._count(side, number, parsed)
 
     def _count(self, side: _Side, number: int, record: Mapping[str, Any]) -> None:
-        if side.num_examples == 0:
-            side.num_examples = 1
         if self._measure is None:
             return
         try:
@@ -189,8 +219,8 @@ class Checker:
                 code=finding.code,
                 file=side.file,
                 line=line,
-                field=finding.field,
-                message=finding.message,
+                field=_legible(finding.field),
+                message=_legible(finding.message),
                 fix=finding.fix,
             )
         )
@@ -218,6 +248,19 @@ class Checker:
         )
 
 
+def _legible(text: str) -> str:
+    """Return a text cut short, without what cannot be printed: it may quote the data."""
+    short = text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]}..."
+    return short.encode(errors="backslashreplace").decode()
+
+
+def _until(stream: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    """Yield whole lines until there are that many bytes."""
+    while num_bytes > 0 and (raw := stream.readline(num_bytes)):
+        num_bytes -= len(raw)
+        yield raw
+
+
 def _at(ordered: list[int], share: float) -> int:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0
 
@@ -225,8 +268,8 @@ def _at(ordered: list[int], share: float) -> int:
 def _refuse_whole(path: Path) -> Finding | None:
     """Return what makes a file as a whole unusable."""
     with path.open("rb") as stream:
-        head = stream.read(16)
-    if not head.strip():
+        head = stream.read(2**16)
+    if not head.strip() and len(head) < 2**16:
         return Finding("empty_file", "", "the file is empty", "send one JSON object a line")
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
@@ -236,7 +279,12 @@ def _refuse_whole(path: Path) -> Finding | None:
                 f"the file is {kind}, not text; nothing is unpacked here",
                 "unpack it and send JSON lines",
             )
-    if head.startswith(_UTF16):
+    zeros = (head[:64:2].count(0), head[1:64:2].count(0))
+    # Without a mark, every other byte of plain text is 0.
+    is_unmarked = (
+        len(head) >= _LEAST_UTF16 and min(zeros) == 0 and max(zeros) >= len(head[:64]) // 2 - 1
+    )
+    if head.startswith(_UTF16) or is_unmarked:
         return Finding("utf16", "", "the file is UTF-16", "save it as UTF-8")
     if head.lstrip(_BOM).lstrip().startswith(b"["):
         return Finding(
@@ -257,6 +305,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, raw
 
 
-def _digest(record: Mapping[str, Any]) -> bytes:
+def _digest(record: Mapping[str, Any]) -> int:
     canonical = json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(errors="replace"), digest_size=16).digest()
+    digest = hashlib.blake2b(canonical.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest)

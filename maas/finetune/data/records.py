@@ -1,6 +1,7 @@
 """One line of training data: parsed, and what is wrong in it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ from maas.finetune.recipe import Method
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MAX_DEPTH = 64
+MAX_MESSAGES = 2048
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKET = re.compile(r"[\[{\]}]")
 _MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "refusal"}
 )
@@ -60,19 +64,33 @@ def parse(raw: bytes, *, max_bytes: int, is_first: bool) -> dict[str, Any] | Fin
         return value
     if not isinstance(value, dict):
         return Finding("not_an_object", "", "the line is no JSON object", 'want {"messages": ...}')
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in json.dumps(value, ensure_ascii=False)):
+    # Only an escape can write one.
+    if "\\ud" in text.lower() and _has_half_character(value):
         return Finding("half_character", "", "holds half a character (a lone surrogate)", "mend it")
     return value
+
+
+def _has_half_character(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _loaded(text: str) -> Any:
     """Return what a text says, or what is wrong with it as JSON."""
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_once,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
     except _Repeated as error:
         return Finding("repeated_key", str(error), f"the key {error} occurs twice", "keep one")
     except _NotANumber as error:
-        return Finding("not_json", "", f"{error} is no JSON", "write a number or null")
+        return Finding("not_json", "", f"{error} is no number in JSON", "write it as a string")
     except json.JSONDecodeError as error:
         return Finding(
             "not_json", "", f"not JSON: {error.msg} at column {error.colno}", "mend the line"
@@ -90,29 +108,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise _NotANumber(digits[:40])
+    return number
+
+
 def _refuse_constant(name: str) -> Any:
     raise _NotANumber(name)
 
 
 def _depth(text: str) -> int:
     """Return how deep a JSON text nests, at most; brackets in strings count for nothing."""
+    if text.count("[") + text.count("{") <= _MAX_DEPTH:
+        return 0
     deepest = depth = 0
-    in_string = is_escaped = False
-    for c in text:
-        if in_string:
-            if is_escaped:
-                is_escaped = False
-            elif c == "\\":
-                is_escaped = True
-            elif c == '"':
-                in_string = False
-        elif c == '"':
-            in_string = True
-        elif c in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c in "]}":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
     return deepest
 
 
@@ -141,7 +155,10 @@ def _preference(record: Record) -> Iterator[Finding]:
     if not isinstance(given, Mapping):
         yield Finding("no_input", "input", "want an object with messages", "add it")
     else:
+        for key in sorted(given.keys() - _TOP_KEYS["supervised"]):
+            yield Finding("unknown_field", f"input.{key}", f"{key!r} is not known", "remove it")
         yield from _conversation(given, "input.", must_answer=False)
+    known = _names(given.get("tools")) if isinstance(given, Mapping) else None
     for name in ("preferred_output", "non_preferred_output"):
         output = record.get(name)
         if not isinstance(output, list) or not output:
@@ -152,6 +169,8 @@ def _preference(record: Record) -> Iterator[Finding]:
             yield Finding("no_answer", name, "its last message is not the assistant's", "add it")
         for index, message in enumerate(output):
             yield from _message(message, f"{name}[{index}]")
+        if all(isinstance(message, Mapping) for message in output):
+            yield from _calls(output, name, known)
     if record.get("preferred_output") == record.get("non_preferred_output"):
         yield Finding("same_outputs", "", "both outputs are the same", "remove the line")
 
@@ -163,6 +182,12 @@ def _conversation(record: Record, prefix: str, *, must_answer: bool) -> Iterator
         yield Finding("no_messages", at, "want a list of messages", "add it")
         return
     known = yield from _tools(record.get("tools"), f"{prefix}tools")
+    if len(messages) > MAX_MESSAGES:
+        text = f"{len(messages)} messages; at most {MAX_MESSAGES} in an example"
+        yield Finding("too_many_messages", at, text, "split the example")
+        return
+    if not isinstance(record.get("parallel_tool_calls", True), bool):
+        yield Finding("bad_tools", f"{prefix}parallel_tool_calls", "want true or false", "mend it")
     for index, message in enumerate(messages):
         yield from _message(message, f"{at}[{index}]")
     whole = [message for message in messages if isinstance(message, Mapping)]
@@ -197,6 +222,15 @@ def _tools(tools: Any, at: str) -> Iterator[Any]:
     return names
 
 
+def _names(tools: Any) -> set[str] | None:
+    """Return the names of tools, whatever is wrong with them."""
+    if not isinstance(tools, list):
+        return None
+    functions = [tool.get("function") for tool in tools if isinstance(tool, Mapping)]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    return {name for name in names if isinstance(name, str)}
+
+
 def _message(message: Any, at: str) -> Iterator[Finding]:
     if not isinstance(message, Mapping):
         yield Finding("bad_message", at, "want an object with role and content", "mend it")
@@ -208,6 +242,8 @@ def _message(message: Any, at: str) -> Iterator[Finding]:
         wanted = ", ".join(_ROLES)
         yield Finding("bad_role", f"{at}.role", f"role is {role!r}; want {wanted}", "rename it")
         return
+    if not isinstance(message.get("name", ""), str):
+        yield Finding("bad_message", f"{at}.name", "want a string", "mend it")
     weight = message.get("weight")
     if weight is not None and (role != "assistant" or weight not in (0, 1) or weight is True):
         yield Finding(
@@ -245,7 +281,7 @@ def _content(content: Any, at: str, role: str) -> Iterator[Finding]:
 
 
 def _order(messages: list[Record], at: str, *, must_answer: bool) -> Iterator[Finding]:
-    roles = [message.get("role") for message in messages]
+    roles = [str(message.get("role")) for message in messages]
     for index, role in enumerate(roles):
         if role in {"system", "developer"} and index > 0:
             yield Finding(
@@ -312,6 +348,8 @@ def _call(call: Any, at: str, known: set[str] | None) -> Iterator[Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         yield Finding("bad_call", at, "want id, type function and function.name", "mend it")
         return None
+    if call.get("type", "function") != "function":
+        yield Finding("bad_call", f"{at}.type", "only functions are called", "want function")
     if known is None or function["name"] not in known:
         yield Finding(
             "unknown_tool",
@@ -321,7 +359,7 @@ def _call(call: Any, at: str, known: set[str] | None) -> Iterator[Any]:
         )
     arguments = function.get("arguments")
     try:
-        is_object = isinstance(arguments, str) and isinstance(json.loads(arguments), dict)
+        is_object = isinstance(arguments, str) and isinstance(_loaded(arguments), dict)
     except (ValueError, RecursionError):
         is_object = False
     if not is_object:

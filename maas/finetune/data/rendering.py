@@ -9,7 +9,6 @@ follow (some drop old reasoning), the chat becomes one example for each assistan
 rendered as it would be asked.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maas.core.errors import DataRefused
-
-Message = Mapping[str, Any]
+from maas.finetune.data.serving_shape import Message, ServingShape
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,12 @@ class Renderer:
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(model_dir), local_files_only=True, trust_remote_code=False
         )
+        self._shapes: dict[str | None, ServingShape] = {}
+        # The end of a turn need not be among the tokenizer's named special tokens (Gemma).
+        added = self._tokenizer.added_tokens_decoder.values()
+        self._marks = tuple(
+            {*self._tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -73,14 +77,25 @@ class Renderer:
         add_generation_prompt: bool = False,
     ) -> str:
         """Return the text that a chat becomes."""
+        shape = self._shape(bool(tools))
         return str(
             self._tokenizer.apply_chat_template(
-                [plain_message(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
+                shape.messages(messages),
+                tools=shape.tools(tools),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
         )
+
+    def _shape(self, has_tools: bool) -> ServingShape:
+        """Return what the template wants; a tokenizer may have one of its own for tools."""
+        try:
+            template = self._tokenizer.get_chat_template(tools=[{}] if has_tools else None)
+        except ValueError:
+            template = None
+        if template not in self._shapes:
+            self._shapes[template] = ServingShape(template)
+        return self._shapes[template]
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -116,19 +131,29 @@ class Renderer:
             if span is None:
                 raise DataRefused(
                     f"messages[{index}]: the chat template does not begin this turn as it begins "
-                    "an answer, so it cannot be learned; see docs/finetuning.md, Data"
+                    "an answer, so it cannot be learned; see docs/finetuning-data.md"
                 )
             examples.append(self._tokenise(part, [span]))
         return examples
 
     def render_pair(self, record: Mapping[str, Any]) -> PreferencePair:
         """Return both answers of a preference record in OpenAI's shape."""
-        prompt = list(record["input"]["messages"])
+        # What comes before is given, its answers too.
+        prompt = [message | {"weight": 0} for message in record["input"]["messages"]]
         tools = record["input"].get("tools")
         answers = (record["preferred_output"], record["non_preferred_output"])
-        # Only the last turn of each: what comes before is given.
-        chosen, rejected = (self.render([*prompt, *answer], tools)[-1] for answer in answers)
+        chosen, rejected = (self._answer(prompt, answer, tools) for answer in answers)
         return PreferencePair(chosen, rejected)
+
+    def _answer(
+        self,
+        prompt: Sequence[Message],
+        answer: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> TokenisedExample:
+        *before, last = answer
+        given = [*prompt, *({**message, "weight": 0} for message in before)]
+        return self.render([*given, {**last, "weight": 1}], tools)[-1]
 
     def render_text(self, text: str, *, max_length: int) -> Iterator[TokenisedExample]:
         """Yield a text in pieces; every token but the first of each is learned."""
@@ -155,7 +180,8 @@ class Renderer:
             return None
         # After the end of the turn a template may put a line break, which no model says.
         spoken = until.rstrip()
-        is_ended = spoken.endswith(tuple(self._tokenizer.all_special_tokens))
+        is_ended = spoken.endswith(self._marks)
+        _check_calls(messages[index], index, until[len(before) :])
         return len(before), len(spoken) if is_ended else len(until)
 
     def _checked_text(
@@ -184,22 +210,15 @@ class Renderer:
         return TokenisedExample(ids, is_target)
 
 
-def plain_message(message: Message) -> dict[str, Any]:
-    """Return a message as serving hands it to the template: arguments of tool calls as objects."""
-    plain = {name: value for name, value in message.items() if name != "weight"}
-    if isinstance(plain.get("content"), list):
-        plain["content"] = "\n".join(
-            str(part["text"]) for part in plain["content"] if part.get("type") == "text"
-        )
-    calls = plain.get("tool_calls")
-    if calls:
-        plain["tool_calls"] = [_plain_call(call) for call in calls]
-    return plain
+def _check_calls(message: Message, index: int, said: str) -> None:
+    """Refuse a turn whose calls a template leaves out: it would teach to say nothing.
 
-
-def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = dict(call["function"])
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        function["arguments"] = json.loads(arguments) if arguments else {}
-    return {**call, "function": function}
+    Raises:
+        DataRefused: A call's name is not in what the turn became.
+    """
+    for call in message.get("tool_calls") or ():
+        if call["function"]["name"] not in said:
+            raise DataRefused(
+                f"messages[{index}]: this model's chat template leaves out tool calls, so none "
+                "can be learned; take a model whose template has them"
+            )
