@@ -30,7 +30,7 @@ def read_examples(
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     if file.suffix == ".txt":
-        yield 1, json.dumps({"text": file.read_text(encoding="utf-8")})
+        yield 1, json.dumps({"text": file.read_text(encoding="utf-8-sig")})
         return
     with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
