@@ -102,6 +102,8 @@ class FinetuneSettings(_Section):
     """Jobs of one project that are not over; another one is refused."""
     num_workers: int = Field(default=1, gt=0)
     """Workers of one job, on as many GPUs where there are some."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Of several workers: ``ddp``, each holds all weights; ``fsdp``, each holds a part of them."""
     max_failures: int = Field(default=5, gt=0)
     """Times in a row that a trainer may end without having moved before its job fails."""
     runner_timeout_s: float = Field(default=60.0, gt=0)

@@ -21,6 +21,8 @@ import torch
 from maas.core.errors import DiskFull
 
 STATE_FILE = "state.pt"
+# Of the other workers, where what is trained is split.
+PART_FILE = "state-{rank}.pt"
 METRICS_FILE = "metrics.json"
 _NO_SPACE = frozenset({28, 122})  # ENOSPC, EDQUOT
 
@@ -36,7 +38,10 @@ class Checkpoints:
         self._dir = run_dir / "checkpoints"
         self._dir.mkdir(parents=True, exist_ok=True)
         for unfinished in self._dir.glob(".*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if unfinished.is_dir():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                unfinished.unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, oldest first."""
@@ -49,6 +54,21 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, Any]:
         """Return what was measured at a checkpoint."""
         return dict(json.loads((self.path(step) / METRICS_FILE).read_text(encoding="utf-8")))
+
+    def save_part(self, step: int, rank: int, state: Mapping[str, Any]) -> None:
+        """Write a worker's part, which the first worker's ``save`` takes into the checkpoint.
+
+        Raises:
+            DiskFull: There is no room.
+        """
+        part = self._dir / f".step-{step}.{PART_FILE.format(rank=rank)}"
+        try:
+            torch.save({**state, "rng": _rng_state()}, part)
+        except Exception as error:
+            part.unlink(missing_ok=True)
+            if _is_full(error):
+                raise DiskFull(f"no room for a checkpoint in {self._dir}") from error
+            raise
 
     def save(
         self,
@@ -71,6 +91,8 @@ class Checkpoints:
             new.mkdir()
             write_model(new)
             torch.save({**state, "rng": _rng_state()}, new / STATE_FILE)
+            for part in self._dir.glob(f".step-{step}.state-*.pt"):
+                part.rename(new / part.name.removeprefix(f".step-{step}."))
             (new / METRICS_FILE).write_text(json.dumps(dict(metrics)), encoding="utf-8")
             for file in new.iterdir():
                 _sync(file)
@@ -85,10 +107,17 @@ class Checkpoints:
             raise
         return final
 
-    def load_newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Return step and state of the newest checkpoint that can be gone on from."""
+    def load_newest(self, rank: int = 0) -> tuple[int, dict[str, Any]] | None:
+        """Return step and state of the newest checkpoint that can be gone on from.
+
+        Args:
+            rank: Whose part, where each worker has its own.
+        """
         for step in reversed(self.steps()):
-            file = self.path(step) / STATE_FILE
+            folder = self.path(step)
+            file = folder / (PART_FILE.format(rank=rank) if rank else STATE_FILE)
+            # Written by fewer workers than there are now: the first one's tells so.
+            file = file if file.exists() else folder / STATE_FILE
             if file.exists():
                 state = torch.load(file, map_location="cpu", weights_only=True)
                 _set_rng_state(state.pop("rng"))
@@ -102,7 +131,8 @@ class Checkpoints:
             if step not in keep:
                 shutil.rmtree(self.path(step), ignore_errors=True)
             elif step != steps[-1]:
-                (self.path(step) / STATE_FILE).unlink(missing_ok=True)
+                for file in self.path(step).glob("state*.pt"):
+                    file.unlink()
 
 
 def _is_full(error: BaseException) -> bool:

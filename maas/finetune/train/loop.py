@@ -24,6 +24,7 @@ from maas.finetune.train.objectives import Example, Seen, objective_of
 from maas.finetune.train.optimizer import MasterAdamW
 from maas.finetune.train.packing import batches, steps_per_epoch
 from maas.finetune.train.ranks import Ranks
+from maas.finetune.train.shards import Shards
 from maas.finetune.train.spec import (
     CheckpointReport,
     Reporter,
@@ -64,8 +65,16 @@ class _Run:
         self._validation = self._read(spec.validation_file, renderer)
         self._steps_per_epoch = steps_per_epoch(len(self._examples), spec.batch_size)
         self._num_steps = self._steps_per_epoch * spec.n_epochs
-        self._model = TrainedModel(spec.model_dir, spec.recipe, choose_device(), spec.seed)
-        self._ranks = Ranks.current(self._model.device)
+        device = choose_device()
+        self._ranks = Ranks.current(device)
+        is_split = spec.strategy == "fsdp" and self._ranks.size > 1
+        self._model = TrainedModel(
+            spec.model_dir,
+            spec.recipe,
+            device,
+            spec.seed,
+            shards=Shards(self._ranks.size, device) if is_split else None,
+        )
         if must_recompute(self._model, spec.max_tokens_per_pass):
             self._model.enable_recomputation()
         self._objective = objective_of(spec.method, beta=spec.beta)
@@ -98,9 +107,10 @@ class _Run:
             is_last_of_epoch = step % self._steps_per_epoch == 0
             may_go_on = self._tell(step, seen)
             validated = self._validate(step) if is_last_of_epoch else {}
-            if self._ranks.is_first and (
-                is_last_of_epoch or not may_go_on or self._is_time_to_save()
-            ):
+            is_due = is_last_of_epoch or not may_go_on or self._is_time_to_save()
+            if self._model.is_split:
+                self._save_part(step, validated, is_due=is_due, is_kept=is_last_of_epoch)
+            elif self._ranks.is_first and is_due:
                 self._save(step, validated, is_kept=is_last_of_epoch)
             if is_last_of_epoch:
                 self._epoch = Seen()
@@ -142,7 +152,7 @@ class _Run:
             raise TrainingFailed(
                 f"the loss of step {step} is no number; lower learning_rate_multiplier"
             )
-        self._optimizer.step(step, ranks.add_up)
+        self._optimizer.step(step, ranks)
         self._epoch.add(seen)
         num_tokens = sum(num_tokens_of(example) for example in chosen)
         self._num_tokens += num_tokens
@@ -168,25 +178,51 @@ class _Run:
     def _is_time_to_save(self) -> bool:
         return time.monotonic() - self._saved_at >= CHECKPOINT_EVERY_S
 
-    def _save(self, step: int, validated: dict[str, float], *, is_kept: bool) -> None:
+    def _save_part(
+        self, step: int, validated: dict[str, float], *, is_due: bool, is_kept: bool
+    ) -> None:
+        """Save, every worker its part of what is split, when the first one finds it is time."""
+        if not self._ranks.first_says(is_due):
+            return
+        weights = self._model.gather()
+        if not self._ranks.is_first:
+            self._checkpoints.save_part(step, self._ranks.rank, self._state(is_kept=is_kept))
+        self._ranks.wait()
+        if self._ranks.is_first:
+            self._save(step, validated, is_kept=is_kept, weights=weights)
+        # Whoever looks for the best or the newest one finds it.
+        self._ranks.wait()
+
+    def _state(self, *, is_kept: bool) -> dict[str, Any]:
+        epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
+        return {
+            "optimizer": self._optimizer.state(),
+            "num_tokens": self._num_tokens,
+            "epoch": Seen().__dict__ if is_kept else epoch,
+            "is_kept": is_kept,
+            "num_parts": self._ranks.size if self._model.is_split else 1,
+        }
+
+    def _save(
+        self,
+        step: int,
+        validated: dict[str, float],
+        *,
+        is_kept: bool,
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         metrics: dict[str, float] = {
             "step": step,
             "train_loss": self._epoch.mean_loss,
             "train_mean_token_accuracy": self._epoch.accuracy,
             **validated,
         }
-        epoch = {name: getattr(self._epoch, name) for name in Seen.__dataclass_fields__}
         # A run goes on after its newest checkpoint: steps before it are never told again.
         self._reporter.flush()
         path = self._checkpoints.save(
             step,
-            write_model=lambda folder: self._model.save(folder, self._optimizer.masters),
-            state={
-                "optimizer": self._optimizer.state(),
-                "num_tokens": self._num_tokens,
-                "epoch": Seen().__dict__ if is_kept else epoch,
-                "is_kept": is_kept,
-            },
+            write_model=lambda folder: self._model.save(folder, self._optimizer.masters, weights),
+            state=self._state(is_kept=is_kept),
             metrics={**metrics, "is_kept": is_kept},
         )
         if is_kept:
@@ -244,7 +280,7 @@ class _Run:
         return newest - best >= patience * self._steps_per_epoch
 
     def _restore(self) -> int:
-        found = self._checkpoints.load_newest()
+        found = self._checkpoints.load_newest(self._ranks.rank if self._model.is_split else 0)
         self._ranks.wait()
         if found is None:
             return 0
@@ -254,6 +290,12 @@ class _Run:
             path, metrics = self._checkpoints.path(kept), self._checkpoints.metrics(kept)
             del metrics["is_kept"]
             self._reporter.on_checkpoint(CheckpointReport(step=kept, path=path, metrics=metrics))
+        num_parts = self._ranks.size if self._model.is_split else 1
+        if state["num_parts"] != num_parts:
+            raise TrainingFailed(
+                f"the checkpoint was written by {state['num_parts']} workers that split the "
+                f"weights, not {num_parts}: finetune.num_workers and strategy changed under way"
+            )
         self._optimizer.load_state(state["optimizer"])
         self._num_tokens = int(state["num_tokens"])
         self._epoch = Seen(**state["epoch"])

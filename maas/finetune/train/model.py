@@ -19,6 +19,7 @@ from maas.finetune.recipe import Recipe
 from maas.finetune.train import attention
 from maas.finetune.train.fused import speed_up, target_logprobs
 from maas.finetune.train.packing import PackedRow
+from maas.finetune.train.shards import Shards, gathered
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class TrainedModel:
         device: Where it computes.
         seed: Of the adapter's first weights.
         base: Taken instead of what the folder holds, already on its device.
+        shards: Places to split the weights over; none: this worker holds them all.
     """
 
     def __init__(
@@ -76,13 +78,17 @@ class TrainedModel:
         seed: int,
         *,
         base: PreTrainedModel | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.device = device
+        self.shards = shards
         self._name = model_dir.name
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
-        base = base or _load(model_dir, recipe, self.dtype, device)
+        # One layer at a time goes from main memory to where its part is.
+        at_first = device if shards is None else torch.device("cpu")
+        base = base or _load(model_dir, recipe, self.dtype, at_first)
         self.module: PreTrainedModel | PeftModel = base
         if not self.is_full:
             self.module = get_peft_model(
@@ -98,6 +104,10 @@ class TrainedModel:
             )
             speed_up(self.module)
         self._head = None if self.is_full else _plain_head(base)
+        if shards is not None:
+            whole = () if self.is_full else tuple(self.trained().values())
+            shards.split(base, base.base_model, whole)
+            self.module.to(device)
         self.module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -143,15 +153,34 @@ class TrainedModel:
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
 
-    def save(self, folder: Path, masters: dict[str, torch.Tensor]) -> None:
+    @property
+    def is_split(self) -> bool:
+        """Whether what is trained is split over workers: then all must take part in saving."""
+        return self.is_full and self.shards is not None
+
+    def num_idle(self, num_passes: int) -> int:
+        """Return how many passes this worker runs for nothing, after so many for something."""
+        return 0 if self.shards is None else self.shards.num_idle(num_passes)
+
+    def gather(self) -> dict[str, torch.Tensor] | None:
+        """Return the whole of weights that are split; nothing where they are not."""
+        return gathered(self.module) if self.is_split else None
+
+    def save(
+        self,
+        folder: Path,
+        masters: dict[str, torch.Tensor],
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         """Write the adapter, or whole weights, as they are served.
 
         Args:
             folder: An empty folder.
             masters: The trained parameters in full precision, by name.
+            weights: What ``gather`` returned.
         """
         if self.is_full:
-            self.module.save_pretrained(str(folder), safe_serialization=True)
+            self.module.save_pretrained(str(folder), state_dict=weights, safe_serialization=True)
             return
         config = self.module.peft_config["default"]
         was_inference, config.inference_mode = config.inference_mode, True

@@ -15,6 +15,8 @@ from maas.finetune.train.model import TrainedModel
 from maas.finetune.train.packing import PackedRow, pack, split
 
 Example = TokenisedExample | PreferencePair
+# What an idle pass runs: one token, nothing to learn.
+NOTHING = TokenisedExample(input_ids=[0], is_target=[False])
 
 
 @dataclass
@@ -25,20 +27,17 @@ class Seen:
         loss: Sum over items.
         num_items: Target tokens, or pairs.
         num_right: Items that were predicted (the likeliest token; the chosen answer).
-        num_tokens: Real tokens that went through the model to be learned from.
     """
 
     loss: float = 0.0
     num_items: int = 0
     num_right: int = 0
-    num_tokens: int = 0
 
     def add(self, other: "Seen") -> None:
         """Add what another part saw."""
         self.loss += other.loss
         self.num_items += other.num_items
         self.num_right += other.num_right
-        self.num_tokens += other.num_tokens
 
     @property
     def mean_loss(self) -> float:
@@ -82,9 +81,11 @@ def _count_targets(examples: Sequence[Example]) -> int:
 
 def _rows(
     model: TrainedModel, examples: Sequence[TokenisedExample], max_tokens: int
-) -> list[tuple[list[int], PackedRow]]:
+) -> list[PackedRow]:
     groups = split([len(example.input_ids) for example in examples], max_tokens)
-    return [(group, pack([examples[i] for i in group]).to(model.device)) for group in groups]
+    rows = [pack([examples[i] for i in group]) for group in groups]
+    rows += [pack([NOTHING])] * model.num_idle(len(rows))
+    return [row.to(model.device) for row in rows]
 
 
 def _run_targets(
@@ -93,7 +94,7 @@ def _run_targets(
     """Cross entropy of the target tokens."""
     seen = Seen()
     plain = [example for example in examples if isinstance(example, TokenisedExample)]
-    for _, row in _rows(model, plain, max_tokens):
+    for row in _rows(model, plain, max_tokens):
         with torch.set_grad_enabled(scale is not None):
             predictions = model.predict(row)
             loss = -predictions.logprobs.sum()
@@ -104,7 +105,6 @@ def _run_targets(
                 loss=float(loss.detach()),
                 num_items=len(row.targets),
                 num_right=int(predictions.is_likeliest.sum()),
-                num_tokens=row.num_tokens,
             )
         )
     return seen
@@ -122,8 +122,12 @@ def _run_pairs(
     seen = Seen()
     pairs = [example for example in examples if isinstance(example, PreferencePair)]
     sizes = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in pairs]
-    for group in split(sizes, max_tokens):
+    groups = split(sizes, max_tokens)
+    groups += [[]] * model.num_idle(len(groups))
+    for group in groups:
         flat = [e for i in group for e in (pairs[i].chosen, pairs[i].rejected)]
+        # An idle pass has a pair of nothing, and nobody counts it.
+        flat = flat or [NOTHING, NOTHING]
         row = pack(flat).to(model.device)
         counts = [example.num_targets for example in flat]
         with torch.no_grad(), model.as_base():
@@ -131,7 +135,7 @@ def _run_pairs(
         with torch.set_grad_enabled(scale is not None):
             tuned = _sums(model.predict(row).logprobs, counts)
             margin = beta * ((tuned - base)[0::2] - (tuned - base)[1::2])
-            loss = -torch.nn.functional.logsigmoid(margin).sum()
+            loss = -torch.nn.functional.logsigmoid(margin).sum() if group else margin.sum()
         if scale is not None:
             (loss * scale).backward()
         seen.add(
@@ -139,7 +143,6 @@ def _run_pairs(
                 loss=float(loss.detach()),
                 num_items=len(group),
                 num_right=int((margin.detach() > 0).sum()),
-                num_tokens=row.num_tokens,
             )
         )
     return seen

@@ -5,12 +5,17 @@ what is moved is a float32 master, and the model gets its rounding.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from maas.finetune.recipe import Recipe
+from maas.finetune.train.ranks import Ranks
+from maas.finetune.train.shards import own_part
+
+ALONE = Ranks()
 
 
 class MasterAdamW:
@@ -32,10 +37,13 @@ class MasterAdamW:
         num_steps: int,
     ) -> None:
         self._parameters = dict(parameters)
+        self._is_split = any(isinstance(p, DTensor) for p in self._parameters.values())
         self._recipe = recipe
         self._learning_rate = learning_rate
         self._num_steps = num_steps
-        self._masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        self._masters = {
+            name: own_part(p.detach()).float().clone() for name, p in self._parameters.items()
+        }
         for master in self._masters.values():
             master.grad = torch.zeros_like(master)
         self._adamw = torch.optim.AdamW(
@@ -51,14 +59,12 @@ class MasterAdamW:
         """The parameters in full precision, by name."""
         return self._masters
 
-    def step(
-        self, step: int, add_up: Callable[[Sequence[torch.Tensor]], None] = lambda _: None
-    ) -> float:
+    def step(self, step: int, ranks: Ranks = ALONE) -> float:
         """Move the parameters by their gradients, and clear those.
 
         Args:
             step: Number of this step, from 1.
-            add_up: Makes each gradient the sum of all workers'.
+            ranks: The workers that share this step.
 
         Returns:
             The gradient's norm before it was cut.
@@ -68,11 +74,18 @@ class MasterAdamW:
             if gradient is None:
                 continue
             # None: this worker had no part in the step.
-            gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
+            own = None if parameter.grad is None else own_part(parameter.grad)
+            gradient.zero_() if own is None else gradient.copy_(own)
             parameter.grad = None
-        add_up([m.grad for m in self._masters.values() if m.grad is not None])
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(self._masters.values()), self._recipe.max_grad_norm
+        gradients = [m.grad for m in self._masters.values() if m.grad is not None]
+        if not self._is_split:
+            ranks.add_up(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._is_split:
+            # Each part was added up on its way back through the model.
+            norm = ranks.norm(norm)
+        torch.nn.utils.clip_grads_with_norm_(
+            list(self._masters.values()), self._recipe.max_grad_norm, norm
         )
         for group in self._adamw.param_groups:
             group["lr"] = self._learning_rate * self._factor(step)
@@ -85,7 +98,7 @@ class MasterAdamW:
         return {"masters": self._masters, "adamw": self._adamw.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
+        """Go on from what ``state`` returned, on the same worker of as many."""
         for name, master in self._masters.items():
             master.copy_(state["masters"][name])
         self._adamw.load_state_dict(state["adamw"])
@@ -94,7 +107,7 @@ class MasterAdamW:
     def _write_back(self) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(self._masters[name])
+                own_part(parameter).copy_(self._masters[name])
 
     def _factor(self, step: int) -> float:
         """Return the share of the highest learning rate at a step: up, then down towards 0.

@@ -43,6 +43,12 @@ class Ranks:
         """Return this one's part."""
         return items[self.rank :: self.size]
 
+    def norm(self, own: torch.Tensor) -> torch.Tensor:
+        """Return the norm of all workers' parts of one vector, from that of this one's."""
+        squares = own.square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Make each tensor the sum of all workers'; all go in one message."""
         if self.size == 1:

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from maas.finetune.recipe import Method, Recipe
 
+Strategy = Literal["ddp", "fsdp"]
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -41,6 +43,8 @@ class TrainSpec(_Message):
     """Longest example in tokens."""
     max_tokens_per_pass: int = Field(default=4096, gt=1)
     """Tokens that go through the model at once; a step takes several passes where it must."""
+    strategy: Strategy = "ddp"
+    """Of several workers: each holds all weights, or a part of them."""
     golden_dtype: str = "float32"
     """What the tuned model will be served in: the receipt is measured in it."""
 

@@ -94,6 +94,7 @@ class Preparation:
             # torch takes no more than 64 bits.
             seed=job.seed % 2**32,
             max_length=recipe.max_length or card.context,
+            strategy=self._settings.finetune.strategy,
             golden_dtype=self._served_dtype(card),
         )
 
