@@ -107,7 +107,7 @@ class TrainedModel:
         if shards is not None:
             whole = () if self.is_full else tuple(self.trained().values())
             shards.split(base, base.base_model, whole)
-            self.module.to(device)
+            torch.nn.Module.to(self.module, device)
         self.module.train()
 
     def trained(self) -> dict[str, torch.nn.Parameter]:

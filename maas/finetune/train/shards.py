@@ -10,6 +10,7 @@ nothing left to learn from in a step runs *idle* ones.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,10 @@ class Shards:
         self._mesh = init_device_mesh(device.type, (size,))
 
     def split(
-        self, model: torch.nn.Module, decoder: torch.nn.Module, trained: Collection[torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        decoder: torch.nn.Module,
+        trained: Collection[torch.nn.Parameter],
     ) -> None:
         """Leave a worker with its part of a model's weights.
 
@@ -73,7 +77,7 @@ def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Weights that two layers share are there once, under the first's name.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     shared = every - {name for name, _ in model.named_parameters()}
     return {name: weight for name, weight in weights.items() if name not in shared}
