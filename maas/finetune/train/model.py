@@ -84,6 +84,7 @@ class TrainedModel:
         self.device = device
         self.shards = shards
         self._name = model_dir.name
+        self._recipe = recipe
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
@@ -149,8 +150,7 @@ class TrainedModel:
         own = get_peft_model_state_dict(self.module)
         if {name: t.shape for name, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
             raise ConfigError("the adapter to go on from changes other layers than this recipe")
-        wanted = self.module.peft_config["default"]
-        factor = _scaling(config) / (wanted.lora_alpha / wanted.r)
+        factor = _scaling(config) / (self._recipe.lora_alpha / self._recipe.r)
         # Whatever it was scaled by, it changes here what it changed there.
         scaled = {n: t * factor if ".lora_B." in n else t for n, t in tensors.items()}
         set_peft_model_state_dict(self.module, scaled)
@@ -216,7 +216,7 @@ class TrainedModel:
         if self.is_full:
             whole = self._whole(masters) if weights is None else weights
             state = {
-                name: (t.to(dtype) if t.is_floating_point() else t).contiguous()
+                name: (t.detach().to(dtype) if t.is_floating_point() else t).contiguous()
                 for name, t in whole.items()
             }
             self.module.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
@@ -241,11 +241,9 @@ class TrainedModel:
         """Return all weights, what is trained in full precision; shared ones are there once."""
         every = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         shared = every - {name for name, _ in self.module.named_parameters()}
-        state = self.module.state_dict()
+        state: dict[str, torch.Tensor] = self.module.state_dict()
         return {
-            name: masters.get(name, tensor).detach()
-            for name, tensor in state.items()
-            if name not in shared
+            name: masters.get(name, tensor) for name, tensor in state.items() if name not in shared
         }
 
 

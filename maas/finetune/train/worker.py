@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from safetensors.torch import load_file
 
 from maas.core.errors import TrainingFailed

@@ -30,6 +30,11 @@ def training_bytes(card: ModelCard, *, is_full: bool) -> int:
     return OVERHEAD_BYTES + card.parameters * per_parameter
 
 
+def is_publishing(job: Job) -> bool:
+    """Say whether a job has trained: it waits for an engine and holds nothing."""
+    return (job.progress or {}).get("phase") == "publishing"
+
+
 @dataclasses.dataclass(frozen=True)
 class Room:
     """Decides by what the machine and the deployments are now.
@@ -61,6 +66,8 @@ class Room:
         card = self.cards.get(job.base_model_id)
         if card is None or not self.is_one_machine:
             return None
+        if is_publishing(job):
+            return None
         machine = self.probe()
         if machine.gpus:
             num_free = self.free_gpus()
@@ -81,13 +88,13 @@ class Room:
         held = sum(
             training_bytes(self.cards[job.base_model_id], is_full=job.recipe == "full")
             for job in running
-            if job.base_model_id in self.cards
+            if job.base_model_id in self.cards and not is_publishing(job)
         )
         without_us = dataclasses.replace(
             machine, memory_available_bytes=machine.memory_available_bytes + held
         )
         for deployment in refused:
-            card = self.cards.get(deployment.model_id)
+            card = self.cards.get(deployment.card_id)
             if card is None or self._fits(deployment, card, machine):
                 continue
             if self._fits(deployment, card, without_us):
