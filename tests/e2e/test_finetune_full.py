@@ -74,7 +74,7 @@ def test_model_tuned_whole_lives_until_it_is_deleted(own_platform: Platform):
     assert receipt["legs"]["engine"]["greedy_token_agreement"] >= 0.98
     listed = {model.id: model for model in client.models.list()}
     assert listed[name].model_extra["root"] == MODEL
-    project = own_platform.cli("project", "create", "--name", "others")["id"]
+    project = own_platform.cli("project", "create", "others")["id"]
     stranger = own_platform.cli("key", "create", "--name", "n", "--project", project)["key"]
     with pytest.raises(NotFoundError):
         say(own_platform.openai(stranger), name)
