@@ -30,6 +30,7 @@ class JobWish(StrEnum):
 
     PAUSE = "pause"
     YIELD = "yield"
+    STOP = "stop"
 
 
 @dataclass(frozen=True)
