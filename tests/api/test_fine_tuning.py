@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 
 import openai
@@ -16,6 +17,7 @@ from maas.finetune.charges import TrainingLedger
 from maas.ledger.books import Books
 from maas.ledger.prices import Rates
 from maas.ledger.tariff import Tariff
+from maas.store.adapters import TunedState
 from maas.store.finetune_tables import JobRow
 from maas.store.job_records import Job, JobChange, JobStatus, Telling
 from maas.store.key_terms import KeyTerms
@@ -24,6 +26,7 @@ from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from maas.store.webhook_tables import DeliveryRow
 from maas.store.webhooks import WebhookRepository
+from tests.fakes.adapters import tuned_model
 
 BASE = "smollm2-135m-instruct"
 LINE = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
@@ -387,6 +390,22 @@ def test_end_is_told_to_webhooks_in_openais_shape_once(shop, status):
 
 def event_of(status: str) -> str:
     return f"fine_tuning.job.{status}"
+
+
+@pytest.mark.parametrize("state", [TunedState.PUBLISHED, TunedState.REFUSED])
+def test_job_shows_the_receipt_of_what_it_published_or_could_not(shop, state):
+    job = shop.create()
+    taken = shop.take(job.id)
+    assert shop.jobs.retrieve(job.id).maas["receipt"] is None
+    name = f"ft:{BASE}:default::{job.id[-10:]}"
+    made = tuned_model(shop.store, shop.project.id, base=BASE, state=TunedState.CANDIDATE)
+    shop.store.tuned_models.add(replace(made, id=name, job_id=job.id))
+    is_published = state is TunedState.PUBLISHED
+    shop.store.tuned_models.judge(name, state=state, receipt={"verdict": state.value})
+    status = JobStatus.SUCCEEDED if is_published else JobStatus.FAILED
+    ending = JobChange(status=status, fine_tuned_model=name if is_published else None)
+    shop.store.jobs.write(job.id, taken.attempt, ending)
+    assert shop.jobs.retrieve(job.id).maas["receipt"] == {"verdict": state.value}
 
 
 def test_recipes_are_listed(shop):
