@@ -4,9 +4,17 @@ from pathlib import Path
 
 from maas.bootstrap.store import Store
 from maas.catalog.catalog import load_catalog
+from maas.core.errors import NotFound
 from maas.core.settings import Settings
+from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.base_modules import read_base_modules
-from maas.finetune.registry import AdapterRegistry, Brought, max_rank_of
+from maas.finetune.registry import (
+    AdapterRegistry,
+    Brought,
+    blob_key_of,
+    check_allows_export,
+    max_rank_of,
+)
 from maas.store.adapters import Adapter, TunedModel
 from maas.store.blobs import open_blobs
 from maas.store.records import Project
@@ -20,6 +28,21 @@ def open_registry(settings: Settings, store: Store) -> AdapterRegistry:
         tuned_models=store.tuned_models,
         scratch_dir=settings.home / "scratch",
     )
+
+
+def export_adapter(settings: Settings, store: Store, name: str, folder: Path) -> TunedModel:
+    """Write a tuned model's adapter into a folder, as PEFT does.
+
+    Raises:
+        NotFound: No tuned model has this name, or it is no adapter.
+        PermissionDenied: The licence of its base forbids it.
+    """
+    model = store.tuned_models.find(name)
+    if model is None or model.deleted_at is not None or model.adapter_id is None:
+        raise NotFound(f"no adapter has the name {name!r}")
+    check_allows_export(model)
+    open_blobs(settings).get_folder(blob_key_of(model.adapter_id), folder, ADAPTER_NAMES)
+    return model
 
 
 def bring_adapter(

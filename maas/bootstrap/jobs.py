@@ -61,6 +61,7 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
         free_gpus=free_gpus,
         max_running=settings.finetune.max_running_jobs,
         num_workers=settings.finetune.num_workers,
+        is_split=settings.finetune.strategy == "fsdp",
         is_one_machine=settings.serving.ray_address is None,
     )
     return JobQueue(

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import time
@@ -18,15 +19,18 @@ from maas.bootstrap.keys import ensure_admin_key, has_admin_key
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
-from maas.core.errors import AlreadyRunning
+from maas.core.errors import AlreadyRunning, MaasError
 from maas.core.host import check_disk, check_port
 from maas.core.settings import Settings
 from maas.engines.orphans import kill_orphans
 from maas.engines.prepare import folder_name, verify_model
 from maas.serving.cluster import address_file, ensure_token, ray_environment
+from maas.serving.jobs.stopping import let_rest
 from maas.serving.options import parse_options
 from maas.serving.supervisor import ProcessSpec, Supervisor
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
+
+log = logging.getLogger(__name__)
 
 MIN_DISK_BYTES = 512 * 2**20
 _POLL_S = 0.1
@@ -234,6 +238,13 @@ async def _watch(settings: Settings, store: Store, report: Callable[[Progress], 
             await asyncio.sleep(_POLL_S)
 
 
+async def _let_jobs_rest(settings: Settings, store: Store) -> None:
+    try:
+        await asyncio.to_thread(let_rest, store.jobs, settings.finetune.stop_timeout_s)
+    except MaasError as error:
+        log.warning("jobs were not asked to keep a checkpoint: %s", error.message)
+
+
 async def run_up(settings: Settings, report: Callable[[Progress], None]) -> None:
     """Start the platform and stay until SIGINT or SIGTERM; then stop all of it.
 
@@ -258,5 +269,6 @@ async def run_up(settings: Settings, report: Callable[[Progress], None]) -> None
             await stopping.wait()
         finally:
             watching.cancel()
+            await _let_jobs_rest(settings, store)
             await supervisor.stop()
             kill_orphans(settings.home)

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from maas.bootstrap import open_store, resolve_settings
-from maas.bootstrap.adapters import bring_adapter
+from maas.bootstrap.adapters import bring_adapter, export_adapter
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.fit import FitReport, num_replicas_that_fit
@@ -283,6 +283,25 @@ def add_adapter(
         render=lambda console: console.print(
             f"{model.id}: answers as soon as an engine of {base} holds it", soft_wrap=True
         ),
+    )
+
+
+@app.command("export-adapter")
+def export(
+    name: Annotated[
+        str, typer.Argument(help="A tuned model, as in: ft:<base>:<org>:<suffix>:<id>.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a tuned model's adapter into a folder, as PEFT does, if its licence allows it."""
+    if folder.exists():
+        raise ConfigError(f"{folder} is there already; name a folder that is not")
+    model = export_adapter(resolve_settings(), open_store(resolve_settings()), name, folder)
+    emit(
+        {"id": model.id, "adapter_sha256": model.adapter_id, "folder": str(folder)},
+        as_json=as_json,
+        render=lambda console: console.print(f"{folder}: the adapter of {name}", soft_wrap=True),
     )
 
 

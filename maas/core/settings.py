@@ -110,6 +110,8 @@ class FinetuneSettings(_Section):
     """Seconds a job's runner may be silent before it is replaced."""
     yield_pause_s: float = Field(default=60.0, gt=0)
     """Seconds a job waits after it made room for serving."""
+    stop_timeout_s: float = Field(default=5.0, ge=0)
+    """Seconds that ``maas up`` waits, when it stops, for jobs to keep a checkpoint."""
     publish_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds a replica may take to load a new adapter."""
 

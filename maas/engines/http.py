@@ -55,15 +55,25 @@ async def get_json(client: aiohttp.ClientSession, url: str) -> Any:
 async def post(
     client: aiohttp.ClientSession, url: str, body: Mapping[str, Any], *, timeout_s: float
 ) -> tuple[int, str]:
-    """Send JSON; return status and body of the answer.
+    """Send JSON, twice if need be; return status and body of the answer.
 
     Raises:
         EngineUnreachable: No answer.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s)
-    try:
+
+    async def once() -> tuple[int, str]:
         async with client.post(url, json=body, timeout=timeout) as response:
             return response.status, await response.text()
+
+    try:
+        try:
+            return await once()
+        except aiohttp.ClientConnectorError:
+            raise
+        except aiohttp.ClientConnectionError:
+            # A connection of before, which the engine closed as this was sent.
+            return await once()
     except _FAILURES as error:
         raise EngineUnreachable(f"POST {url}: {error or type(error).__name__}") from error
 

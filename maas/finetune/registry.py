@@ -58,6 +58,20 @@ def check_allows_tuning(card: ModelCard) -> None:
         )
 
 
+def check_allows_export(model: TunedModel) -> None:
+    """Check that a tuned model may leave the platform.
+
+    Raises:
+        PermissionDenied: The licence of its base, as it was when it was tuned, forbids it.
+    """
+    if not model.licence.get("allows_export", True):
+        raise PermissionDenied(
+            f"the licence of {model.base_model_id} ({model.licence.get('name')}) does not allow "
+            "that what was tuned from it is exported",
+            param="model",
+        )
+
+
 def check_suffix(suffix: str) -> str:
     """Return the part of a tuned model's name that its owner chooses.
 

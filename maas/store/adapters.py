@@ -13,6 +13,7 @@ from maas.core.errors import Conflict, NotFound
 from maas.store.database import Database, move_revision
 from maas.store.deployments import stop_models
 from maas.store.finetune_tables import AdapterRow, TunedModelRow
+from maas.store.job_records import Job
 from maas.store.records import TunedName
 from maas.store.tables import DeploymentRow
 
@@ -219,6 +220,16 @@ class TunedModelRepository:
         with self._database.read() as session:
             row = session.get(TunedModelRow, model_id)
             return None if row is None else record_of(row)
+
+    def receipt_of(self, job: Job) -> Mapping[str, Any] | None:
+        """Return the receipt of what a job published, or of what it could not publish."""
+        wanted = TunedModelRow.id == job.fine_tuned_model
+        if job.fine_tuned_model is None:
+            wanted = TunedModelRow.state == TunedState.REFUSED.value
+        with self._database.read() as session:
+            return session.scalars(
+                select(TunedModelRow.receipt).where(TunedModelRow.job_id == job.id, wanted)
+            ).first()
 
     def list(self, project_id: str | None = None) -> tuple[TunedModel, ...]:
         """Return the tuned models of a project, or all; oldest first, without deleted ones."""

@@ -30,6 +30,7 @@ class JobWish(StrEnum):
 
     PAUSE = "pause"
     YIELD = "yield"
+    STOP = "stop"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing of it will change any more."""
         return self.status in TERMINAL
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether it has trained: it waits for an engine, and holds no room."""
+        return (self.progress or {}).get("phase") == "publishing"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from openai import OpenAI
@@ -11,7 +12,7 @@ from maas.store.adapters import TunedState
 from maas.store.key_terms import KeyTerms
 from maas.store.records import Role
 from tests.api.tenant import Tenant
-from tests.fakes.adapters import CONFIG, safetensors_of, tensors_of
+from tests.fakes.adapters import CONFIG, safetensors_of, tensors_of, tuned_model
 
 BASE = "smollm2-135m-instruct"
 
@@ -56,6 +57,25 @@ def test_uploaded_files_become_a_model_with_lineage_and_the_bases_licence(gatewa
     assert seen["status"] == "ready"
     listed = owner._client.get("/adapters", headers=headers).json()["data"]
     assert [item["id"] for item in listed] == [made["id"]]
+
+
+def test_adapter_leaves_as_it_came_unless_its_bases_licence_forbids_it(gateway, owner, tenant):
+    weights = safetensors_of(tensors_of())
+    made = bring(owner, weights=weights).json()
+    headers = {"Authorization": f"Bearer {owner.api_key}"}
+
+    def fetch(name: str, of: str = WEIGHTS_NAME):
+        return owner._client.get(f"/adapters/{name}/files/{of}", headers=headers)
+
+    assert fetch(made["id"]).content == weights
+    assert json.loads(fetch(made["id"], CONFIG_NAME).content)["r"] == CONFIG["r"]
+    assert fetch(made["id"], "..%2F..%2Fadmin.key").status_code == 404
+    bound = tuned_model(gateway.store, tenant.project.id, base=BASE)
+    forbidding = {"name": "Own-1", "allows_export": False}
+    strict = replace(bound, id=f"{bound.id}-strict", licence=forbidding)
+    gateway.store.tuned_models.add(strict)
+    refused = fetch(strict.id)
+    assert (refused.status_code, "Own-1" in refused.text) == (403, True)
 
 
 def test_same_content_twice_is_one_adapter_under_two_names(owner):

@@ -467,6 +467,22 @@ def event_of(status: str) -> str:
     return f"fine_tuning.job.{status}"
 
 
+@pytest.mark.parametrize("state", [TunedState.PUBLISHED, TunedState.REFUSED])
+def test_job_shows_the_receipt_of_what_it_published_or_could_not(shop, state):
+    job = shop.create()
+    taken = shop.take(job.id)
+    assert shop.jobs.retrieve(job.id).maas["receipt"] is None
+    name = f"ft:{BASE}:default::{job.id[-10:]}"
+    made = tuned_model(shop.store, shop.project.id, base=BASE, state=TunedState.CANDIDATE)
+    shop.store.tuned_models.add(replace(made, id=name, job_id=job.id))
+    is_published = state is TunedState.PUBLISHED
+    shop.store.tuned_models.judge(name, state=state, receipt={"verdict": state.value})
+    status = JobStatus.SUCCEEDED if is_published else JobStatus.FAILED
+    ending = JobChange(status=status, fine_tuned_model=name if is_published else None)
+    shop.store.jobs.write(job.id, taken.attempt, ending)
+    assert shop.jobs.retrieve(job.id).maas["receipt"] == {"verdict": state.value}
+
+
 def test_recipes_are_listed(shop):
     headers = {"Authorization": f"Bearer {shop.key}"}
     found = shop.gateway.client.get("/v1/fine_tuning/recipes", headers=headers).json()

@@ -9,6 +9,7 @@ from httpx import Client, Response
 
 from maas.core.ids import new_id
 from maas.core.settings import Settings
+from maas.finetune.adapter_files import CONFIG_NAME
 from maas.store.blobs import open_blobs
 from maas.store.files import FileRepository, NewFile, blob_key_of, new_file_id
 from maas.store.job_records import NewJob
@@ -65,6 +66,7 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "GET /v1/models/{model}": None,
     "DELETE /v1/models/{model}": None,
     "GET /v1/adapters/{model}": None,
+    "GET /v1/adapters/{model}/files/{name}": None,
     "GET /v1/files/{file_id}": None,
     "GET /v1/files/{file_id}/content": None,
     "POST /v1/uploads/{upload_id}/parts": FORM,
@@ -183,7 +185,7 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
         "rate_limit_id": f"rl-{name}-model",
         "webhook_id": webhook.id,
         "kind": "completions",
-        "model": tuned_model(gateway.store, project.id).id,
+        **_adapter(gateway, project.id),
     }
     values = {
         "admin": admin_value,
@@ -230,6 +232,13 @@ def _file_and_uploads(gateway: RunningGateway, project_id: str, name: str) -> di
         )
     )
     return ids
+
+
+def _adapter(gateway: RunningGateway, project_id: str) -> dict[str, str]:
+    model = tuned_model(gateway.store, project_id)
+    blobs = open_blobs(Settings(home=gateway.home))
+    blobs.put_file(f"adapters/{model.adapter_id}/{CONFIG_NAME}", Path(pytest.__file__))
+    return {"model": model.id, "name": CONFIG_NAME}
 
 
 def _jobs(gateway: RunningGateway, project_id: str, file_id: str, name: str) -> dict[str, str]:

@@ -120,7 +120,7 @@ def site(store_url, tmp_path, weights):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("store_url", "num_kills"),
-    [("sqlite", 5), pytest.param("postgres", 20, marks=pytest.mark.slow)],
+    [("sqlite", 3), pytest.param("postgres", 20, marks=pytest.mark.slow)],
     indirect=["store_url"],
 )
 def test_job_killed_at_random_ends_once_is_charged_once_and_has_one_model(site, num_kills):

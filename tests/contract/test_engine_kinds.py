@@ -116,7 +116,14 @@ async def test_vllm_says_why_it_cannot_start(pool, tmp_path):
     await pool.stop("broken")
 
 
-@pytest.mark.parametrize("victim", ["launcher.py", "api_server", "EngineCore"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("launcher.py", marks=pytest.mark.slow),
+        pytest.param("api_server", marks=pytest.mark.slow),
+        "EngineCore",
+    ],
+)
 async def test_killing_any_vllm_process_leaves_none(pool, smollm2_dir, tmp_path, victim):
     engine = EngineProcess(
         get_engine("vllm"),

@@ -51,9 +51,18 @@ def share_right(client: OpenAI, model: str) -> float:
     return sum(right) / len(right)
 
 
+def kill_trainer(platform: Platform, client: OpenAI, job_id: str) -> None:
+    """Kill the process that trains once a step was told, and not at a checkpoint."""
+    deadline = time.monotonic() + 120
+    while (client.fine_tuning.jobs.retrieve(job_id).maas["progress"] or {}).get("step", 0) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    platform.find("RayTrain").kill()
+
+
 @pytest.fixture(scope="module")
 def journey(platform: Platform):
-    """A job from upload to the end, with the seconds from then to the first token."""
+    """A job from upload to the end, its trainer killed once; the seconds to the first token."""
     client = platform.openai()
     file_id = upload(client, make_facts.taught())
     made = client.fine_tuning.jobs.create(
@@ -63,6 +72,7 @@ def journey(platform: Platform):
         seed=1,
         metadata={"for": "the journey"},
     )
+    kill_trainer(platform, client, made.id)
     job = wait_over(client, made.id)
     assert job.status == "succeeded", job.to_json()
     began = time.monotonic()
@@ -108,6 +118,7 @@ def test_job_tells_what_it_did(journey):
     assert metrics[0].startswith("step,train_loss")
     assert len(metrics) == num_steps + 1
     assert job.trained_tokens == job.maas["estimate"]["trained_tokens"]
+    assert job.maas["num_restarts"] == 1
 
 
 def test_checkpoint_answers_under_its_own_name(journey):
@@ -125,6 +136,7 @@ def test_checkpoint_answers_under_its_own_name(journey):
 def test_receipt_says_that_trainer_and_engine_agree(journey, platform: Platform):
     _, job, _ = journey
     receipt = platform.cli("model", "receipt", job.fine_tuned_model)
+    assert job.maas["receipt"] == receipt
     assert receipt["verdict"] == "passed"
     engine = receipt["legs"]["engine"]
     assert engine["status"] == "measured"

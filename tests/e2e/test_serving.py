@@ -221,6 +221,7 @@ def test_nothing_listens_beyond_loopback_but_rays_guarded_port(platform):
     assert oct(os.stat(token).st_mode & 0o777) == "0o600"
 
 
+@pytest.mark.slow
 def test_scaling_out_and_in_keeps_the_first_replica(platform):
     (first,) = platform.ready_ids()
     deployment = platform.replicas()[0]["deployment_id"]

@@ -66,8 +66,9 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: str, who: _Reader, service: _Service) -> JobObject:
-    """Return one job."""
-    return shown(service.jobs.get(who.project.id, job_id), who.organization_id)
+    """Return one job, with the parity receipt of what it made."""
+    job = service.jobs.get(who.project.id, job_id)
+    return shown(job, who.organization_id, service.tuned_models.receipt_of(job))
 
 
 @router.post("/jobs/{job_id}/cancel")

@@ -1,5 +1,6 @@
 """Jobs, events and checkpoints on the wire."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -104,8 +105,8 @@ class CheckpointObject(BaseModel):
     metrics: dict[str, Any]
 
 
-def shown(job: Job, organization_id: str) -> JobObject:
-    """Return a job as it is shown."""
+def shown(job: Job, organization_id: str, receipt: Mapping[str, Any] | None = None) -> JobObject:
+    """Return a job as it is shown; lists show no receipts."""
     kind = str(job.method["type"])
     asked: dict[str, Any] = dict(dict(job.method.get(kind) or {}).get("hyperparameters") or {})
     names = ["n_epochs", "batch_size", "learning_rate_multiplier"]
@@ -141,6 +142,7 @@ def shown(job: Job, organization_id: str) -> JobObject:
             "progress": job.progress,
             "pausing": job.wish == "pause",
             "num_restarts": max(job.attempt - 2, 0),
+            "receipt": None if receipt is None else dict(receipt),
         },
     )
 

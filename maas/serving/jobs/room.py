@@ -24,15 +24,20 @@ _COMING_UP = frozenset({DeploymentStatus.PENDING, DeploymentStatus.STARTING})
 _GIB = 2**30
 
 
-def training_bytes(card: ModelCard, *, is_full: bool) -> int:
-    """Return about how much memory training takes, activations left out: they are cut to fit."""
+def training_bytes(
+    card: ModelCard, *, is_full: bool, num_workers: int = 1, is_split: bool = False
+) -> int:
+    """Return about how much memory training takes, activations left out: they are cut to fit.
+
+    Args:
+        card: Of the base.
+        is_full: Whether all weights are tuned.
+        num_workers: On this machine.
+        is_split: Whether each worker holds a part of the weights only.
+    """
     per_parameter = FULL_BYTES_PER_PARAMETER if is_full else DTYPE_BYTES[card.dtype] * 2
-    return OVERHEAD_BYTES + card.parameters * per_parameter
-
-
-def is_publishing(job: Job) -> bool:
-    """Say whether a job has trained: it waits for an engine and holds nothing."""
-    return (job.progress or {}).get("phase") == "publishing"
+    num_copies = 1 if is_split else num_workers
+    return num_workers * OVERHEAD_BYTES + num_copies * card.parameters * per_parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Room:
         free_gpus: GPUs of the cluster that nobody holds.
         max_running: Jobs that train at a time.
         num_workers: Of one job.
+        is_split: Whether each of them holds a part of the weights only.
         is_one_machine: Whether memory is this machine's to count; else the placement decides.
     """
 
@@ -55,6 +61,7 @@ class Room:
     free_gpus: Callable[[], int]
     max_running: int
     num_workers: int
+    is_split: bool = False
     is_one_machine: bool = True
 
     def refuse(self, job: Job, *, num_running: int) -> str | None:
@@ -66,7 +73,7 @@ class Room:
         card = self.cards.get(job.base_model_id)
         if card is None or not self.is_one_machine:
             return None
-        if is_publishing(job):
+        if job.is_publishing:
             return None
         machine = self.probe()
         if machine.gpus:
@@ -74,7 +81,7 @@ class Room:
             if num_free < self.num_workers:
                 return f"Waiting for GPUs: {num_free} of {self.num_workers} are free"
             return None
-        needed = training_bytes(card, is_full=job.recipe == "full")
+        needed = self._needed_bytes(card, job)
         if needed > machine.memory_available_bytes:
             return f"Waiting for memory: it needs {needed / _GIB:.1f} GiB"
         return None
@@ -86,9 +93,9 @@ class Room:
             return None
         machine = self.probe()
         held = sum(
-            training_bytes(self.cards[job.base_model_id], is_full=job.recipe == "full")
+            self._needed_bytes(self.cards[job.base_model_id], job)
             for job in running
-            if job.base_model_id in self.cards and not is_publishing(job)
+            if job.base_model_id in self.cards and not job.is_publishing
         )
         without_us = dataclasses.replace(
             machine, memory_available_bytes=machine.memory_available_bytes + held
@@ -100,6 +107,14 @@ class Room:
             if self._fits(deployment, card, without_us):
                 return f"deployment {deployment.id} needs the memory"
         return None
+
+    def _needed_bytes(self, card: ModelCard, job: Job) -> int:
+        return training_bytes(
+            card,
+            is_full=job.recipe == "full",
+            num_workers=self.num_workers,
+            is_split=self.is_split,
+        )
 
     @staticmethod
     def _fits(deployment: Deployment, card: ModelCard, machine: Machine) -> bool:

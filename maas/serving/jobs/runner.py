@@ -45,6 +45,8 @@ _FINAL = (
     NotFound,
     TrainingFailed,
 )
+# The controller that still runs must not give it another runner.
+STOP_PAUSE_S = 10.0
 Fit = Callable[[TrainSpec], TrainOutcome]
 
 
@@ -136,13 +138,17 @@ class JobRunner:
         if job.wish is JobWish.PAUSE:
             self._desk.write(JobChange(status=JobStatus.PAUSED, is_released=True))
             return
-        # For serving, or because this machine stops: it comes back by itself.
-        message = "Made room for serving; goes on from its checkpoint when there is room"
+        # It comes back by itself.
+        if job.wish is JobWish.STOP:
+            message, pause_s = "The platform stops; goes on from its checkpoint", STOP_PAUSE_S
+        else:
+            message = "Made room for serving; goes on from its checkpoint when there is room"
+            pause_s = self._settings.finetune.yield_pause_s
         self._desk.write(
             JobChange(
                 status=JobStatus.QUEUED,
                 tellings=(Telling(f"yielded:{job.attempt}", message),),
-                retry_at=self._tools.clock.now() + self._settings.finetune.yield_pause_s,
+                retry_at=self._tools.clock.now() + pause_s,
                 is_released=True,
             )
         )

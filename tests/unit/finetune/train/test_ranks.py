@@ -96,7 +96,7 @@ def test_two_workers_have_the_losses_of_one(make_spec, tmp_path):
     ("method", "tuning"),
     [
         pytest.param("supervised", "lora", marks=pytest.mark.slow),
-        ("dpo", "lora"),
+        pytest.param("dpo", "lora", marks=pytest.mark.slow),
         ("supervised", "full"),
     ],
 )
