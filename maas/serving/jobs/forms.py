@@ -182,8 +182,8 @@ class WeightsForm:
             if not serving or time.monotonic() > give_up_at:
                 break
             time.sleep(_POLL_S)
-        reasons = [found.reason for found in self.tools.deployments.list() if found.id in serving]
-        why = next((reason for reason in reasons if reason), "it has no deployment")
+        found = [item for item in self.tools.deployments.list() if item.id in serving]
+        why = next((item.reason or item.status for item in found), "it has no deployment")
         raise Unavailable(f"no engine runs {name} yet: {why}")
 
     def measure(self, spec: TrainSpec, model: TunedModel, replica: Replica | None) -> Receipt:

@@ -64,7 +64,9 @@ class Publisher:
         Raises:
             ReceiptFailed: A model answers differently where it is served.
         """
-        self._desk.later(progress={**(self._job.progress or {}), "phase": "publishing"})
+        if not self._job.is_publishing:
+            # Once: what moves forgives failures, and an engine that never starts does not move.
+            self._desk.later(progress={**(self._job.progress or {}), "phase": "publishing"})
         best = outcome.output_dir
         if best is None or outcome.best_step is None:
             raise ReceiptFailed("training left nothing to publish")

@@ -16,8 +16,8 @@ from maas.bootstrap.deployments import create_deployment
 from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import open_store
 from maas.catalog.machine import Machine
-from maas.core.errors import ConfigError, NotFound, ReceiptFailed, Superseded
-from maas.core.settings import FinetuneSettings, Settings
+from maas.core.errors import ConfigError, NotFound, ReceiptFailed, Superseded, Unavailable
+from maas.core.settings import FinetuneSettings, ServingSettings, Settings
 from maas.finetune.data.rendering import Renderer
 from maas.finetune.train.worker import train_loop_per_worker
 from maas.finetune.whole_weights import engine_name_of
@@ -129,13 +129,15 @@ class Site:
         change = JobChange(status=JobStatus.QUEUED, report={}, resolved=numbers, is_released=True)
         return self.tools.jobs.write(job.id, taken.attempt, change)
 
-    def run(self, job, fit=None) -> None:
+    def run(self, job, fit=None, *, settings: Settings | None = None) -> None:
         """Work on a job as its runner does."""
         taken = self.tools.jobs.take(job.id, seen_attempt=self.tools.jobs.find(job.id).attempt)
         desk = JobDesk(self.tools.jobs, taken, on_lost=lambda: None)
         desk.start()
         try:
-            self.here.runner = JobRunner(desk, self.tools, self.settings, fit=fit or self.here.fit)
+            self.here.runner = JobRunner(
+                desk, self.tools, settings or self.settings, fit=fit or self.here.fit
+            )
             self.here.runner.run()
         finally:
             desk.close()
@@ -259,6 +261,27 @@ def test_model_that_answers_otherwise_than_trained_is_refused_with_its_engine(si
     assert site.deployment_of(job).deleted_at is not None
     names = {name.id for name in site.state.read().tuned_models}
     assert not any(job.id[-10:] in name for name in names)
+
+
+def test_engine_that_never_starts_fails_the_job_in_the_end(site, full):
+    job = site.finished_twin(full)
+    hasty = site.settings.model_copy(
+        update={
+            "serving": ServingSettings(start_timeout_s=0.05),
+            "finetune": site.settings.finetune.model_copy(update={"publish_timeout_s": 0.05}),
+        }
+    )
+    for num_failures in (1, 2, 3):
+        with pytest.raises(Unavailable, match="no engine runs ft:.*pending"):
+            site.run(job, never, settings=hasty)
+        attempt = site.tools.jobs.find(job.id).attempt
+        failed = site.tools.jobs.failed_once(job.id, attempt, retry_at=0.0, reason="none")
+        # Trying again is no progress, so the queue gives up some time.
+        assert failed.num_failures == num_failures
+    assert len([d for d in site.tools.deployments.list() if job.id[-10:] in d.model_id]) == 1
+    taken = site.tools.jobs.take(job.id, seen_attempt=failed.attempt)
+    site.tools.jobs.write(job.id, taken.attempt, JobChange(status=JobStatus.FAILED))
+    assert site.deployment_of(job).deleted_at is not None
 
 
 def test_cancelled_job_leaves_no_engine(site, full):
