@@ -272,7 +272,7 @@ def test_engine_that_never_starts_fails_the_job_in_the_end(site, full):
         }
     )
     for num_failures in (1, 2, 3):
-        with pytest.raises(Unavailable, match="no engine runs ft:.*pending"):
+        with pytest.raises(Unavailable, match=r"no engine runs ft:.*pending"):
             site.run(job, never, settings=hasty)
         attempt = site.tools.jobs.find(job.id).attempt
         failed = site.tools.jobs.failed_once(job.id, attempt, retry_at=0.0, reason="none")
