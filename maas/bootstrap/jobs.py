@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
+from maas.finetune.recipe import load_recipes
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
 from maas.serving.jobs.sweeper import RunSweeper, WeightsSweeper
@@ -62,6 +63,11 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
         max_running=settings.finetune.max_running_jobs,
         num_workers=settings.finetune.num_workers,
         is_split=settings.finetune.strategy == "fsdp",
+        full_recipes=frozenset(
+            recipe.name
+            for recipe in load_recipes(settings.finetune.recipes_dir).values()
+            if recipe.tuning == "full"
+        ),
         is_one_machine=settings.serving.ray_address is None,
     )
     return JobQueue(

@@ -80,8 +80,9 @@ def test_model_tuned_whole_lives_until_it_is_deleted(own_platform: Platform):
         say(own_platform.openai(stranger), name)
 
     own_platform.stop()
-    own_platform.start()
-    own_platform.wait(lambda: own_platform.ready_ids(name), "the tuned engine")
+    own_platform.start(is_waiting=False)
+    # Two engines start beside each other.
+    own_platform.wait_ready(480)
     assert say(client, name) == said
     assert say(client, MODEL)
 

@@ -52,6 +52,7 @@ class Room:
         max_running: Jobs that train at a time.
         num_workers: Of one job.
         is_split: Whether each of them holds a part of the weights only.
+        full_recipes: Recipes that tune all weights.
         is_one_machine: Whether memory is this machine's to count; else the placement decides.
     """
 
@@ -62,6 +63,7 @@ class Room:
     max_running: int
     num_workers: int
     is_split: bool = False
+    full_recipes: frozenset[str] = frozenset({"full"})
     is_one_machine: bool = True
 
     def refuse(self, job: Job, *, num_running: int) -> str | None:
@@ -111,7 +113,7 @@ class Room:
     def _needed_bytes(self, card: ModelCard, job: Job) -> int:
         return training_bytes(
             card,
-            is_full=job.recipe == "full",
+            is_full=job.recipe in self.full_recipes,
             num_workers=self.num_workers,
             is_split=self.is_split,
         )

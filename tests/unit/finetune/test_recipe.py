@@ -63,3 +63,10 @@ def test_what_is_asked_for_stays_and_auto_is_filled_in():
         resolve(recipe, {"beta": 0.2}, num_examples=120)
     with pytest.raises(InvalidRequest, match="from 1 to 50"):
         resolve(recipe, {"n_epochs": 51}, num_examples=120)
+
+
+def test_preferences_cannot_tune_whole_weights(tmp_path):
+    body = "name: bad\ndescription: d\nmethod: dpo\ntuning: full\nlearning_rate: 1.0e-5\n"
+    (tmp_path / "bad.yaml").write_text(body)
+    with pytest.raises(ConfigError, match="needs an adapter"):
+        load_recipes(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,17 @@ def test_whole_weights_are_written_as_they_are_served(make_spec, dtype, monkeypa
     assert receipt.verdict == "passed", receipt.reasons
     assert receipt.legs["saved"].max_logit_difference == 0
     assert "merged" not in receipt.legs
+
+
+def test_base_that_knows_no_chats_can_learn_plain_text_whole(make_spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("maas.finetune.receipt.golden.NUM_NEW_TOKENS", 2)
+    texts = [{"text": f"Number {n} is aaa."} for n in range(12)]
+    spec = make_spec(texts, method="pretrain", recipe={"tuning": "full"}, n_epochs=1)
+    plain = tmp_path / "plain"
+    shutil.copytree(spec.model_dir, plain)
+    (plain / "chat_template.jinja").unlink()
+    spec = spec.model_copy(update={"model_dir": plain})
+    served = run_worker(spec).outcome.output_dir
+    golden = golden_file(spec, weights_id(served))
+    assert measure(golden, engine_url=None, engine_model=None).verdict == "passed"
+    assert not (served / "chat_template.jinja").exists()

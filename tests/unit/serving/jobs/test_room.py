@@ -62,6 +62,10 @@ def test_job_starts_where_its_memory_is_free_and_waits_where_it_is_not(job):
 def test_every_worker_takes_memory_and_split_weights_are_there_once(job):
     full = replace(job, recipe="full")
     assert room(NEEDED_GIB + 1).refuse(full, num_running=0)
+    other = replace(job, recipe="whole-text")
+    assert room(NEEDED_GIB + 1).refuse(other, num_running=0) is None
+    named = room(NEEDED_GIB + 1, full_recipes=frozenset({"whole-text"}))
+    assert named.refuse(other, num_running=0)
     two = {"num_workers": 2}
     assert room(2 * NEEDED_GIB + 1, **two).refuse(job, num_running=0) is None
     assert room(2 * NEEDED_GIB - 1, **two).refuse(job, num_running=0)
