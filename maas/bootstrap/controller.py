@@ -9,7 +9,7 @@ from functools import partial
 import aiohttp
 
 from maas.bootstrap.child import begin
-from maas.bootstrap.jobs import make_queue, make_sweeper
+from maas.bootstrap.jobs import make_queue, make_sweeper, make_weights_sweeper
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
@@ -67,6 +67,7 @@ async def run(settings: Settings) -> None:
             partial(queue.run, settings.serving.reconcile_interval_s),
             partial(keeper.run, settings.serving.sweep_interval_s),
             partial(make_sweeper(settings).run, settings.serving.sweep_interval_s),
+            partial(make_weights_sweeper(settings).run, settings.serving.sweep_interval_s),
         ]
         await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()

@@ -44,20 +44,36 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
         ModelNotFound: No card has this id.
         ConfigError: An option makes no sense, or the model does not fit (DoesNotFit).
     """
+    given = {"base_model", "weights"} & options.keys()
+    if given:
+        raise ConfigError(f"option {min(given)!r} is not for operators: name the tuned model")
+    project_id, of_weights = _whole_weights(store, model_id)
     sealed = {} if secret is None else {"secret": SecretBox(settings.home).seal(secret)}
-    checked = parse_options({**options, **sealed}).model_dump(mode="json", exclude_defaults=True)
+    checked = parse_options({**options, **sealed, **of_weights}).model_dump(
+        mode="json", exclude_defaults=True
+    )
     if engine == "external":
         _check_external(options)
     else:
         engine = _check_local(settings, model_id, engine, checked, replicas)
     return store.deployments.create(
-        project_id=ensure_project(store.database, store.clock),
+        project_id=project_id or ensure_project(store.database, store.clock),
         model_id=model_id,
         engine=engine,
         options=checked,
         min_replicas=replicas[0],
         max_replicas=replicas[1],
     )
+
+
+def _whole_weights(store: Store, model_id: str) -> tuple[str | None, dict[str, Any]]:
+    """Return project and options of a model that was tuned whole; nothing for any other."""
+    model = store.tuned_models.find(model_id)
+    if model is None or model.deleted_at is not None or model.weights_key is None:
+        return None, {}
+    weights = model.weights_key.rpartition("/")[2]
+    options = {"base_model": model.base_model_id, "weights": weights, "max_loras": 0}
+    return model.project_id, options
 
 
 def _check_local(
@@ -69,7 +85,8 @@ def _check_local(
 ) -> str:
     """Check a deployment of the catalogue; return the engine it gets."""
     check_bounds(*replicas)
-    card = load_catalog(settings.models_dir).get_card(model_id)
+    card_id = str(options.get("base_model") or model_id)
+    card = load_catalog(settings.models_dir).get_card(card_id)
     engine = get_engine(engine or card.engines[0]).name
     wanted = Deployment(
         id="new",
@@ -94,7 +111,7 @@ def _check_plan(
     is_here = settings.serving.ray_address is None
     make_plan(
         wanted,
-        load_catalog(settings.models_dir).get_card(wanted.model_id),
+        load_catalog(settings.models_dir).get_card(wanted.card_id),
         probe_machine(settings.weights_dir),
         num_to_fit=num_to_fit if is_here else 0,
         held_bytes=held_bytes,

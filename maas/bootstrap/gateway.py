@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import uvicorn
 import uvloop
@@ -18,6 +19,7 @@ from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
+from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
@@ -79,7 +81,7 @@ def connect_with(
         if deployment.engine == "external":
             return declared(options.get("capabilities") or {}), authorization
         capabilities = get_engine(deployment.engine).capabilities
-        card = catalog.get(deployment.model_id)
+        card = catalog.get(deployment.card_id)
         if card is not None:
             capabilities = for_model(
                 capabilities,
@@ -116,8 +118,15 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
             recipes=load_recipes(settings.finetune.recipes_dir),
             cards=cards,
             max_unfinished=settings.finetune.max_unfinished_jobs,
+            has_gpu=partial(_has_gpu, settings),
         ),
     )
+
+
+def _has_gpu(settings: Settings) -> bool | None:
+    if settings.serving.ray_address is not None:
+        return None
+    return bool(probe_machine(settings.weights_dir).gpus)
 
 
 def make_gateway(settings: Settings, store: Store) -> Gateway:

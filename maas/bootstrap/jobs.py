@@ -8,7 +8,7 @@ from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
-from maas.serving.jobs.sweeper import RunSweeper
+from maas.serving.jobs.sweeper import RunSweeper, WeightsSweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
 from maas.store.job_records import Job, JobChange
 from maas.store.records import Priority
@@ -76,3 +76,9 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
 def make_sweeper(settings: Settings) -> RunSweeper:
     """Put together what takes away the folders of jobs that are over."""
     return RunSweeper(open_tools(settings).jobs, settings.jobs_dir)
+
+
+def make_weights_sweeper(settings: Settings) -> WeightsSweeper:
+    """Put together what takes away the weights of models that were deleted."""
+    tools = open_tools(settings)
+    return WeightsSweeper(tools.tuned_models, tools.blobs, settings.tuned_weights_dir)

@@ -11,7 +11,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   ├── PayloadTooLarge         body over the size limit
     │   ├── RequestTimedOut         its body did not arrive in time
     │   ├── PromptTooLong           prompt + max_tokens over the model's context
-    │   └── CapabilityMissing       the model's engine cannot do what was asked
+    │   └── CapabilityMissing       the engine, or the machine, cannot do what was asked
     ├── AuthenticationFailed        no key, an unknown key, a revoked key
     │   ├── KeyExpired              the key's time is over
     │   └── AddressNotAllowed       the key is not for the network the caller is in

@@ -197,6 +197,11 @@ class Settings(_Section):
         return self.home / "adapters"
 
     @property
+    def tuned_weights_dir(self) -> Path:
+        """Folder of this machine's copies of weights that were tuned whole."""
+        return self.home / "weights"
+
+    @property
     def ledger_dir(self) -> Path:
         """Folder of the gateways' write-ahead logs."""
         return self.home / "ledger"

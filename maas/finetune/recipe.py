@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from maas.core.errors import ConfigError, InvalidRequest
 
@@ -43,7 +43,7 @@ class Recipe(_Part):
     """What the data teaches: answers, preferences, or text."""
     tuning: Tuning
     """What changes: an adapter, an adapter on 4-bit weights, or all weights."""
-    r: int = Field(default=8, gt=0, le=256)
+    r: int = Field(default=8, gt=0, le=512)
     """Rank of the adapter."""
     lora_alpha: int = Field(default=16, gt=0)
     """The adapter's output is scaled by ``lora_alpha / r``."""
@@ -69,6 +69,13 @@ class Recipe(_Part):
     """Checkpoints that are kept and served, the last ones."""
     early_stopping_patience: int | None = Field(default=None, gt=0)
     """Validations without a better loss after which training ends; none: never."""
+
+    @model_validator(mode="after")
+    def _preferences_need_an_adapter(self) -> "Recipe":
+        # What DPO compares with is the model without it: whole weights would be held twice.
+        if self.method == "dpo" and self.tuning == "full":
+            raise ValueError("method dpo needs an adapter: tuning lora or qlora")
+        return self
 
 
 class Hyperparameters(_Part):

@@ -23,6 +23,10 @@ class DeploymentOptions(BaseModel):
     """The name an external engine knows the model by."""
     capabilities: dict[str, bool] | None = None
     """What an external engine can do, over the default (maas.engines.contract)."""
+    base_model: str | None = None
+    """Of a model that was tuned whole: the one whose card says how it runs. Not for operators."""
+    weights: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Of a model that was tuned whole: the hash of its weights. Not for operators."""
     dtype: str | None = None
     """Torch dtype name; none takes the best this machine has."""
     quantization: str | None = None

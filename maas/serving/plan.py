@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from maas.catalog.card import ModelCard
 from maas.catalog.fit import FitReport, adapter_bytes, estimate_fit, num_replicas_that_fit
@@ -15,7 +15,9 @@ from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
 from maas.engines.registry import get_engine
 from maas.engines.tuning import GPU_ONLY, QUANTISED_BY_ENGINE, Tuning, tune
+from maas.finetune.whole_weights import engine_name_of, fetch_weights
 from maas.serving.options import DeploymentOptions, parse_options
+from maas.store.blobs import open_blobs
 from maas.store.records import Deployment
 
 
@@ -27,6 +29,7 @@ class DeploymentPlan:
         spec: Engine start, but for what only the replica knows: port and weights folder.
         card: Of the form of the weights that is served: its source is that form's.
         quantization: The form of the weights, or none.
+        weights: Hash of weights that were tuned whole; none: the card's own.
         memory_bytes: What Ray sets aside for one replica.
         cache_dir: Compiled kernels and the like, kept between starts.
     """
@@ -42,11 +45,18 @@ class DeploymentPlan:
     min_replicas: int
     max_replicas: int
     target_ongoing_requests: float
+    weights: str | None = None
 
     @property
     def digest(self) -> str:
         """Hash of everything that needs a new engine when it changes."""
-        facts = {"engine": self.engine, "source": self.card.source, "sha256": self.card.sha256}
+        facts: dict[str, object] = {
+            "engine": self.engine,
+            "source": self.card.source,
+            "sha256": self.card.sha256,
+        }
+        if self.weights is not None:
+            facts["weights"] = self.weights
         text = json.dumps({**facts, "spec": asdict(self.spec)}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -220,18 +230,23 @@ def make_plan(
     _check_bounds(deployment)
     tuning, fit = size_up(card, machine, options, engine=deployment.engine)
     _check_replicas(fit, machine, num_replicas=num_to_fit, held_bytes=held_bytes)
+    spec = tuning.spec
+    if options.weights is not None:
+        # No engine of another model answers to it, whatever address a request is sent to.
+        spec = replace(spec, served_model_name=engine_name_of(options.weights))
     return DeploymentPlan(
         deployment_id=deployment.id,
         model_id=deployment.model_id,
         engine=deployment.engine,
         card=card.form(options.quantization),
         quantization=options.quantization,
-        spec=tuning.spec,
+        spec=spec,
         num_gpus=options.tensor_parallel_size if machine.gpus else 0,
         memory_bytes=0 if machine.gpus else fit.total_bytes,
         min_replicas=deployment.min_replicas,
         max_replicas=deployment.max_replicas,
         target_ongoing_requests=options.target_ongoing_requests,
+        weights=options.weights,
     )
 
 
@@ -243,7 +258,11 @@ def prepare_weights(
     Raises:
         WeightsError: They cannot be had, are damaged, or must not be used.
         DiskFull: No room for them.
+        NotFound: They were tuned, and are not stored any more.
     """
+    if plan.weights is not None:
+        report("fetching the tuned weights")
+        return fetch_weights(open_blobs(settings), plan.weights, settings.tuned_weights_dir)
     return prepare_model(
         plan.card,
         weights_dir=settings.weights_dir,

@@ -45,7 +45,7 @@ class HostPlanner:
         is_checked = check_fit and self.settings.serving.ray_address is None
         return make_plan(
             deployment,
-            self.catalog.get_card(deployment.model_id),
+            self.catalog.get_card(deployment.card_id),
             probe_machine(self.settings.weights_dir),
             # More than the fewest is for the load to ask for: no reason not to start.
             num_to_fit=deployment.min_replicas if is_checked else 0,

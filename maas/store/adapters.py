@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.errors import Conflict, NotFound
-from maas.store.database import Database
+from maas.store.database import Database, move_revision
+from maas.store.deployments import stop_models
 from maas.store.finetune_tables import AdapterRow, TunedModelRow
 from maas.store.job_records import Job
 from maas.store.records import TunedName
+from maas.store.tables import DeploymentRow
 
 ENGINE_NAME_LENGTH = 24
 MAX_PROBLEM_CHARS = 2000
@@ -193,11 +195,7 @@ class TunedModelRepository:
             row = session.get(TunedModelRow, model.id)
             if row is not None:
                 known = record_of(row)
-                if (known.project_id, known.job_id, known.adapter_id) != (
-                    model.project_id,
-                    model.job_id,
-                    model.adapter_id,
-                ):
+                if _content_of(known) != _content_of(model):
                     raise Conflict(f"there is another model of the name {model.id!r}")
                 return known
             values: dict[str, Any] = {
@@ -250,6 +248,8 @@ class TunedModelRepository:
             row.receipt = dict(receipt)
             if state is TunedState.PUBLISHED and row.published_at is None:
                 row.published_at = self._clock.now()
+            if state is TunedState.REFUSED:
+                stop_models(session, [model_id], now=self._clock.now())
 
     def publish_loaded(self, adapter_id: str, *, loaded_by: str) -> int:
         """Publish the models that were brought with an adapter which a replica now holds.
@@ -269,13 +269,53 @@ class TunedModelRepository:
             return len(rows)
 
     def delete(self, project_id: str, model_id: str) -> None:
-        """Take a tuned model away.
+        """Take a tuned model away, with the deployments that it has of its own.
 
         Raises:
             NotFound: The project has none of this name.
         """
         with self._database.write() as session:
-            _of_project(session, project_id, model_id).deleted_at = self._clock.now()
+            now = self._clock.now()
+            _of_project(session, project_id, model_id).deleted_at = now
+            stop_models(session, [model_id], now=now)
+
+    def unwanted_weights(self) -> tuple[str, ...]:
+        """Return the blob folders of whole weights that no model needs and no engine reads."""
+        row = TunedModelRow
+        deployed = select(DeploymentRow.model_id)
+        needed = select(row.weights_key).where(
+            row.weights_key.is_not(None), or_(~_is_dead(), row.id.in_(deployed))
+        )
+        dead = select(row.weights_key).where(
+            row.weights_key.is_not(None), _is_dead(), row.weights_key.not_in(needed)
+        )
+        with self._database.read() as session:
+            return tuple(key for key in session.scalars(dead.distinct()) if key is not None)
+
+    def forget_weights(self, weights_key: str) -> None:
+        """Write down that the bytes of whole weights are gone."""
+        with self._database.write(bump_revision=False) as session:
+            session.execute(
+                update(TunedModelRow)
+                .where(TunedModelRow.weights_key == weights_key, _is_dead())
+                .values(weights_key=None)
+            )
+
+
+def withdraw_candidates(session: Session, job_id: str, *, now: float) -> None:
+    """Take away, as part of a transaction, what a job made and will never publish."""
+    rows = session.scalars(
+        select(TunedModelRow).where(
+            TunedModelRow.job_id == job_id,
+            TunedModelRow.state == TunedState.CANDIDATE.value,
+            TunedModelRow.deleted_at.is_(None),
+        )
+    ).all()
+    for row in rows:
+        row.deleted_at = now
+    if rows:
+        stop_models(session, [row.id for row in rows], now=now)
+        move_revision(session)
 
 
 def names_of(session: Session) -> tuple[TunedName, ...]:
@@ -317,6 +357,16 @@ def record_of(row: TunedModelRow) -> TunedModel:
     values: dict[str, Any] = {name: getattr(row, name) for name in TunedModel.__dataclass_fields__}
     values["kind"], values["state"] = TunedKind(row.kind), TunedState(row.state)
     return TunedModel(**values)
+
+
+def _content_of(model: TunedModel) -> tuple[str | None, ...]:
+    return (model.project_id, model.job_id, model.adapter_id, model.weights_key)
+
+
+def _is_dead() -> ColumnElement[bool]:
+    return or_(
+        TunedModelRow.deleted_at.is_not(None), TunedModelRow.state == TunedState.REFUSED.value
+    )
 
 
 def _of_project(session: Session, project_id: str, model_id: str) -> TunedModelRow:

@@ -103,7 +103,7 @@ class Database:
 
     def _bump(self, session: Session, *, is_wanted: bool) -> None:
         if is_wanted:
-            session.execute(update(RevisionRow).values(value=RevisionRow.value + 1))
+            move_revision(session)
 
     def migrate(self, *, backups_dir: Path | None = None) -> None:
         """Bring the tables to this version's shape: all of it or nothing.
@@ -156,3 +156,8 @@ class Database:
                 time.sleep(pause)
             else:
                 return session
+
+
+def move_revision(session: Session) -> None:
+    """Say that desired state is another one: gateways and replicas read it anew."""
+    session.execute(update(RevisionRow).values(value=RevisionRow.value + 1))

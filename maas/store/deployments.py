@@ -1,9 +1,10 @@
 """Deployments: what should run, written by people, and what was seen, written by the controller."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.errors import ConfigError, NotFound
@@ -234,6 +235,17 @@ class DeploymentRepository:
             session.flush()
             if row is not None:
                 session.delete(row)
+
+
+def stop_models(session: Session, model_ids: Collection[str], *, now: float) -> None:
+    """Write down, as part of a transaction, that the deployments of some models should go."""
+    rows = session.scalars(
+        select(DeploymentRow).where(
+            DeploymentRow.model_id.in_(model_ids), DeploymentRow.deleted_at.is_(None)
+        )
+    )
+    for row in rows:
+        row.deleted_at, row.status = now, DeploymentStatus.DELETING.value
 
 
 def _missing(deployment_id: str) -> NotFound:

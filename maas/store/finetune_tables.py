@@ -157,7 +157,7 @@ class TunedModelRow(Base):
 
     __tablename__ = "tuned_models"
     __audit__: ClassVar[str | None] = "model"
-    __audit_ignored__: ClassVar[frozenset[str]] = frozenset({"receipt"})
+    __audit_ignored__: ClassVar[frozenset[str]] = frozenset({"receipt", "weights_key"})
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     base_model_id: Mapped[str] = mapped_column(index=True)

@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from maas.core.ids import new_id
+from maas.store.adapters import withdraw_candidates
 from maas.store.finetune_tables import JobEventRow, JobRow
 from maas.store.job_records import TERMINAL, JobChange, JobStatus, JobWish, Telling
 from maas.store.text import as_text
@@ -85,6 +86,8 @@ def _move(session: Session, row: JobRow, status: JobStatus, *, now: float) -> No
         return
     row.finished_at = now
     row.wish = row.retry_at = row.runner_seen_at = row.estimated_finish = None
+    if status is not JobStatus.SUCCEEDED:
+        withdraw_candidates(session, row.id, now=now)
     tell(session, row, _ending(row, status), now=now)
     event = f"fine_tuning.job.{status.value}"
     enqueue_for_project(session, row.project_id, event, {"id": row.id}, now=now)

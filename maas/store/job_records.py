@@ -112,6 +112,11 @@ class Job:
         """Whether nothing of it will change any more."""
         return self.status in TERMINAL
 
+    @property
+    def is_publishing(self) -> bool:
+        """Whether it has trained: it waits for an engine, and holds no room."""
+        return (self.progress or {}).get("phase") == "publishing"
+
 
 @dataclass(frozen=True)
 class JobEvent:

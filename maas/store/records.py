@@ -193,6 +193,11 @@ class Deployment:
     num_failures: int = 0
     retry_at: float | None = None
 
+    @property
+    def card_id(self) -> str:
+        """The model whose card says how it runs: the base's, of a model that was tuned whole."""
+        return str(self.options.get("base_model") or self.model_id)
+
 
 @dataclass(frozen=True)
 class Replica:

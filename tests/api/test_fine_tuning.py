@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from itertools import product
 
 import openai
 import pytest
 from openai import OpenAI
 from sqlalchemy import select
 
+from maas.catalog.machine import Gpu, Machine
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.finetune.charges import TrainingLedger
@@ -26,7 +28,7 @@ from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from maas.store.webhook_tables import DeliveryRow
 from maas.store.webhooks import WebhookRepository
-from tests.fakes.adapters import tuned_model
+from tests.fakes.adapters import tuned_model, whole_model
 
 BASE = "smollm2-135m-instruct"
 LINE = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
@@ -178,6 +180,79 @@ def test_model_or_file_that_cannot_be_trained_with_is_refused(shop):
     with pytest.raises(openai.BadRequestError) as raised:
         shop.create(validation_file=shop.upload("user_data"))
     assert raised.value.param == "validation_file"
+
+
+RECIPES = ["lora", "qlora", "full", "pretrain", "dpo"]
+# What works to its end: parent, method, recipe. All else is refused before anything runs.
+WORKS = {
+    *(("base", "supervised", name) for name in ("lora", "qlora", "full", "pretrain")),
+    *(("adapter", "supervised", name) for name in ("lora", "qlora", "pretrain")),
+    *((parent, "dpo", "dpo") for parent in ("base", "adapter")),
+}
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> list[Gpu]:
+    """The GPUs of the machine; none, whatever it really has."""
+    found: list[Gpu] = []
+    machine = Machine(2, 2**34, 2**34, 2**34)
+    monkeypatch.setattr(
+        "maas.bootstrap.gateway.probe_machine", lambda _: replace(machine, gpus=tuple(found))
+    )
+    return found
+
+
+@pytest.mark.parametrize("parent", ["base", "adapter", "whole"])
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_each_combination_is_made_or_refused_at_once(shop, gpus, parent, has_gpu):
+    gpus += [Gpu("one", 2**36)] if has_gpu else []
+    project_id = shop.project.id
+    model = {
+        "base": lambda: BASE,
+        "adapter": lambda: tuned_model(shop.store, project_id, base=BASE).id,
+        "whole": lambda: whole_model(shop.store, project_id, base=BASE).id,
+    }[parent]()
+    for method, recipe in product(("supervised", "dpo"), RECIPES):
+        wanted = {"type": method, method: {"hyperparameters": {"recipe": recipe}}}
+        if (parent, method, recipe) in WORKS and (has_gpu or recipe != "qlora"):
+            job = shop.create(model=model, method=wanted)
+            assert (job.model, job.model_extra["maas"]["recipe"]) == (model, recipe)
+            assert shop.store.jobs.find(job.id).base_model_id == BASE
+            continue
+        with pytest.raises(openai.BadRequestError) as raised:
+            shop.create(model=model, method=wanted)
+        assert raised.value.code in {"invalid_request", "capability_missing"}
+        is_parents = parent == "whole" and (recipe == "dpo") == (method == "dpo")
+        assert raised.value.param == ("model" if is_parents else "hyperparameters.recipe")
+    num_made = sum(entry[0] == parent and (has_gpu or entry[2] != "qlora") for entry in WORKS)
+    assert len(shop.jobs.list().data) == num_made
+
+
+def test_recipe_that_needs_a_gpu_says_what_to_take_instead(shop, gpus):
+    with pytest.raises(openai.BadRequestError, match="GPU, and there is none here; use") as raised:
+        shop.create(hyperparameters={"recipe": "qlora"})
+    assert raised.value.code == "capability_missing"
+
+
+def test_only_the_projects_own_published_models_can_be_gone_on_from(shop, gateway):
+    other = Shop(gateway)
+    hidden = [
+        tuned_model(shop.store, other.project.id, base=BASE),
+        tuned_model(shop.store, shop.project.id, base=BASE, state=TunedState.CANDIDATE),
+        tuned_model(shop.store, shop.project.id, base=BASE),
+    ]
+    shop.store.tuned_models.delete(shop.project.id, hidden[-1].id)
+    for model in (*(item.id for item in hidden), "ft:nobody"):
+        with pytest.raises(openai.NotFoundError, match="can be tuned"):
+            shop.create(model=model)
+    other.sdk.close()
+
+
+def test_model_that_training_cannot_load_is_refused_at_once(shop):
+    for recipe in ("lora", "full"):
+        with pytest.raises(openai.BadRequestError, match="code of its own") as raised:
+            shop.create(model="baichuan2-7b-chat", hyperparameters={"recipe": recipe})
+        assert (raised.value.code, raised.value.param) == ("capability_missing", "model")
 
 
 def test_files_of_another_project_are_a_404(shop, gateway):

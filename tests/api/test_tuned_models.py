@@ -15,7 +15,8 @@ from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from tests.api.tenant import COST, PRICE, Tenant, new_tenant
-from tests.fakes.adapters import adapter_name, tuned_model
+from tests.fakes.adapters import adapter_name, tuned_model, whole_model
+from tests.fakes.engine import fake_engine
 
 
 def hold(gateway, *models: TunedModel) -> None:
@@ -216,3 +217,54 @@ def test_two_names_of_the_same_content_share_an_adapter(gateway, engine, tenant)
     names = [adapter.engine_name for adapter in gateway.store.adapters.wanted("tiny")]
     assert names.count(adapter_name(second)) == 1
     gateway.store.tuned_models.delete(tenant.project.id, second.id)
+
+
+@pytest.fixture
+def whole(gateway, tenant: Tenant, engine):
+    """A model that was tuned whole, and the engine of its own."""
+    model = whole_model(gateway.store, tenant.project.id, state=TunedState.CANDIDATE)
+    weights = str(model.weights_key).rpartition("/")[2]
+    with fake_engine() as own:
+        own.model = "weights-1"
+        gateway.deploy(own, model=model.id, base_model="tiny", weights=weights)
+        yield model, own
+
+
+def test_whole_model_answers_from_its_own_engine_for_its_project_alone(
+    gateway, whole, engine, tenant, sdk
+):
+    model, own = whole
+    # Its engine runs so that it can be measured; nobody may ask it.
+    assert tenant.ask(model=model.id).status_code == 404
+    gateway.store.tuned_models.judge(model.id, state=TunedState.PUBLISHED, receipt={})
+    gateway.wait_seen()
+    assert sdk.completions.create(model=model.id, prompt="hello").model == model.id
+    assert [body["model"] for body in own.requests] == ["weights-1"]
+    assert engine.requests == []
+    assert sdk.completions.create(model="tiny", prompt="hello").model == "tiny"
+    assert len(own.requests) == 1
+    listed = sdk.models.retrieve(model.id)
+    assert listed.model_extra == {"root": "tiny", "parent": "tiny"}
+    assert {row.model_id for row in tenant.charges(2)} == {model.id, "tiny"}
+    with new_tenant(gateway) as other:
+        assert other.ask(model=model.id).status_code == 404
+        for path in ("/v1/models", "/readyz"):
+            assert model.id not in other.client.get(path).text
+
+
+def test_whole_model_is_gone_once_it_is_deleted_and_its_engine_is_to_stop(gateway, whole, sdk):
+    model, _ = whole
+    gateway.store.tuned_models.judge(model.id, state=TunedState.PUBLISHED, receipt={})
+    gateway.wait_seen()
+    deployment = next(d for d in gateway.store.deployments.list() if d.model_id == model.id)
+    assert sdk.models.delete(model.id).deleted
+    with pytest.raises(NotFoundError):
+        sdk.completions.create(model=model.id, prompt="hello")
+    assert gateway.store.deployments.get(deployment.id).deleted_at is not None
+
+
+def test_whole_model_without_an_engine_is_a_503(gateway, tenant, engine):
+    model = whole_model(gateway.store, tenant.project.id)
+    gateway.wait_seen()
+    answer = tenant.ask(model=model.id)
+    assert (answer.status_code, "no replica is ready" in answer.text) == (503, True)

@@ -6,6 +6,7 @@ import random
 import struct
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,27 @@ def tuned_model(
         deleted_at=None,
     )
     return store.tuned_models.add(model)
+
+
+def whole_model(
+    store: Store,
+    project_id: str,
+    *,
+    base: str = "tiny",
+    state: TunedState = TunedState.PUBLISHED,
+) -> TunedModel:
+    """Write down a model that was tuned whole; nobody looks for its weights."""
+    model = tuned_model(store, project_id, base=base, state=TunedState.REFUSED)
+    weights = hashlib.sha256(model.id.encode()).hexdigest()
+    whole = replace(
+        model,
+        id=f"{model.id}w",
+        kind=TunedKind.FULL,
+        adapter_id=None,
+        weights_key=f"weights/{weights}",
+        state=state,
+    )
+    return store.tuned_models.add(whole)
 
 
 def adapter_name(model: TunedModel) -> str:

@@ -69,6 +69,15 @@ class Renderer:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return self._tokenizer.chat_template is not None
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the tokens of a text that is no chat."""
+        return self._encode(text)[0]
+
     def text(
         self,
         messages: Sequence[Message],

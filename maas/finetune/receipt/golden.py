@@ -172,7 +172,7 @@ def _answer(
 ) -> _Asked:
     """Return the golden prompts that are short enough, and the model's greedy answers."""
     asked = [list(chat) for chat in (*FIXED, *chats)]
-    rendered = [(chat, renderer.prompt_ids(chat)) for chat in asked]
+    rendered = [(chat, _prompt_of(renderer, chat)) for chat in asked]
     known: set[tuple[int, ...]] = set()
     kept: list[tuple[list[Message], list[int]]] = []
     for chat, ids in rendered:
@@ -181,6 +181,13 @@ def _answer(
             kept.append((chat, ids))
     prompts = [ids for _, ids in kept]
     return _Asked([chat for chat, _ in kept], prompts, _greedy(model, prompts, eos_ids))
+
+
+def _prompt_of(renderer: Renderer, chat: list[Message]) -> list[int]:
+    """Return the tokens of a golden prompt; a base that knows no chats is asked in plain text."""
+    if renderer.has_template:
+        return renderer.prompt_ids(chat)
+    return renderer.text_ids("\n".join(str(message["content"]) for message in chat))
 
 
 @torch.no_grad()

@@ -75,6 +75,8 @@ class _Run:
             spec.seed,
             shards=Shards(self._ranks.size, device) if is_split else None,
         )
+        if spec.start_from is not None:
+            self._model.begin_with(spec.start_from)
         if must_recompute(self._model, spec.max_tokens_per_pass):
             self._model.enable_recomputation()
         self._objective = objective_of(spec.method, beta=spec.beta)
@@ -221,7 +223,12 @@ class _Run:
         self._reporter.flush()
         path = self._checkpoints.save(
             step,
-            write_model=lambda folder: self._model.save(folder, self._optimizer.masters, weights),
+            write_model=lambda folder: self._model.save(
+                folder,
+                self._optimizer.masters,
+                weights,
+                dtype=getattr(torch, self._spec.golden_dtype),
+            ),
             state=self._state(is_kept=is_kept),
             metrics={**metrics, "is_kept": is_kept},
         )

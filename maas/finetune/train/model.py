@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class TrainedModel:
         self.device = device
         self.shards = shards
         self._name = model_dir.name
+        self._recipe = recipe
         self.is_full = recipe.tuning == "full"
         self.dtype = training_dtype(device)
         torch.manual_seed(seed)
@@ -104,6 +106,7 @@ class TrainedModel:
             )
             speed_up(self.module)
         self._head = None if self.is_full else _plain_head(base)
+        self._start: dict[str, torch.Tensor] | None = None
         if shards is not None:
             whole = () if self.is_full else tuple(self.trained().values())
             shards.split(base, base.base_model, whole)
@@ -136,13 +139,41 @@ class TrainedModel:
         logprobs = -torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
         return Predictions(logprobs, logits.detach().argmax(-1) == row.targets)
 
+    def begin_with(self, adapter_dir: Path) -> None:
+        """Put on an adapter to go on from: before anything is trained.
+
+        Raises:
+            ConfigError: It changes other layers, or has another rank.
+        """
+        tensors = load_file(str(adapter_dir / ADAPTER_FILE))
+        config = json.loads((adapter_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        own = get_peft_model_state_dict(self.module)
+        if {name: t.shape for name, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise ConfigError("the adapter to go on from changes other layers than this recipe")
+        factor = _scaling(config) / (self._recipe.lora_alpha / self._recipe.r)
+        # Whatever it was scaled by, it changes here what it changed there.
+        scaled = {n: t * factor if ".lora_B." in n else t for n, t in tensors.items()}
+        set_peft_model_state_dict(self.module, scaled)
+        self._start = {name: p.detach().clone() for name, p in self.trained().items()}
+
     @contextmanager
-    def as_base(self) -> Generator[None]:
-        """Answer as the base does, without the adapter, for a while."""
+    def as_reference(self) -> Generator[None]:
+        """Answer as the model did before training, for a while: what DPO compares with."""
         if not isinstance(self.module, PeftModel):
             raise ConfigError("method dpo needs an adapter: tune with lora")
-        with self.module.disable_adapter():
+        if self._start is None:
+            with self.module.disable_adapter():
+                yield
+            return
+        parameters = self.trained()
+        now = {name: parameter.data for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = self._start[name]
             yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = now[name]
 
     def enable_recomputation(self) -> None:
         """Keep no activations between layers: a third more work for much less memory."""
@@ -171,6 +202,8 @@ class TrainedModel:
         folder: Path,
         masters: dict[str, torch.Tensor],
         weights: dict[str, torch.Tensor] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Write the adapter, or whole weights, as they are served.
 
@@ -178,9 +211,15 @@ class TrainedModel:
             folder: An empty folder.
             masters: The trained parameters in full precision, by name.
             weights: What ``gather`` returned.
+            dtype: Of whole weights; an adapter is kept in float32.
         """
         if self.is_full:
-            self.module.save_pretrained(str(folder), state_dict=weights, safe_serialization=True)
+            whole = self._whole(masters) if weights is None else weights
+            state = {
+                name: (t.detach().to(dtype) if t.is_floating_point() else t).contiguous()
+                for name, t in whole.items()
+            }
+            self.module.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             return
         config = self.module.peft_config["default"]
         was_inference, config.inference_mode = config.inference_mode, True
@@ -198,9 +237,20 @@ class TrainedModel:
         path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
         save_file(tensors, str(folder / ADAPTER_FILE), metadata={"format": "pt"})
 
-    def load_adapter(self, folder: Path) -> None:
-        """Put on what ``save`` wrote for an adapter."""
-        set_peft_model_state_dict(self.module, load_file(str(folder / ADAPTER_FILE)))
+    def _whole(self, masters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return all weights, what is trained in full precision; shared ones are there once."""
+        every = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        shared = every - {name for name, _ in self.module.named_parameters()}
+        state: dict[str, torch.Tensor] = self.module.state_dict()
+        return {
+            name: masters.get(name, tensor) for name, tensor in state.items() if name not in shared
+        }
+
+
+def _scaling(config: dict[str, Any]) -> float:
+    """Return what an adapter's product is multiplied by (Kalajdzievski 2023: the root of r)."""
+    r = float(config["r"])
+    return float(config["lora_alpha"]) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def _run_pairs(
     *,
     beta: float,
 ) -> Seen:
-    """DPO: how much more the tuned model prefers the chosen answer than the base does."""
+    """DPO: how much more the tuned model prefers the chosen answer than it did before training."""
     seen = Seen()
     pairs = [example for example in examples if isinstance(example, PreferencePair)]
     sizes = [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in pairs]
@@ -130,7 +130,7 @@ def _run_pairs(
         flat = flat or [NOTHING, NOTHING]
         row = pack(flat).to(model.device)
         counts = [example.num_targets for example in flat]
-        with torch.no_grad(), model.as_base():
+        with torch.no_grad(), model.as_reference():
             base = _sums(model.predict(row).logprobs, counts)
         with torch.set_grad_enabled(scale is not None):
             tuned = _sums(model.predict(row).logprobs, counts)

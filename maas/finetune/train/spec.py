@@ -37,6 +37,8 @@ class TrainSpec(_Message):
     """Highest learning rate."""
     beta: float = Field(default=0.1, gt=0)
     """DPO only."""
+    start_from: Path | None = None
+    """Folder of an adapter to go on from; none begins with one that changes nothing."""
     seed: int = 0
     """Of the order of the data and of what is drawn."""
     max_length: int = Field(gt=1)
@@ -46,7 +48,8 @@ class TrainSpec(_Message):
     strategy: Strategy = "ddp"
     """Of several workers: each holds all weights, or a part of them."""
     golden_dtype: str = "float32"
-    """What the tuned model will be served in: the receipt is measured in it."""
+    """What the tuned model will be served in: whole weights are saved and the receipt is
+    measured in it."""
 
 
 class StepReport(_Message):
@@ -96,9 +99,22 @@ class TrainOutcome(_Message):
     """Of the best checkpoint."""
 
 
-def golden_file(spec: TrainSpec, adapter_id: str) -> Path:
-    """Return where the golden answers of an adapter of this run are."""
-    return spec.run_dir / "golden" / f"{adapter_id}.json"
+def golden_file(spec: TrainSpec, content_id: str) -> Path:
+    """Return where the golden answers of an adapter, or weights, of this run are."""
+    return spec.run_dir / "golden" / f"{content_id}.json"
+
+
+def outcome_file(spec: TrainSpec) -> Path:
+    """Return where a run that is finished says so: whoever publishes it need not run it again."""
+    return spec.run_dir / "outcome.json"
+
+
+def read_outcome(spec: TrainSpec) -> TrainOutcome | None:
+    """Return how a run ended; none where it is not finished."""
+    try:
+        return TrainOutcome.model_validate_json(outcome_file(spec).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 class Reporter(Protocol):

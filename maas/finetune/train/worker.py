@@ -7,19 +7,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
+from maas.core.errors import TrainingFailed
 from maas.finetune.adapter_files import content_hash
-from maas.finetune.receipt.golden import write_golden
+from maas.finetune.receipt.golden import write_golden, write_golden_weights
 from maas.finetune.train.checkpoints import Checkpoints
 from maas.finetune.train.loop import golden_chats, limit_threads, train
 from maas.finetune.train.spec import (
     CheckpointReport,
     Reporter,
     StepReport,
+    TrainOutcome,
     TrainSpec,
     golden_file,
+    outcome_file,
 )
+from maas.finetune.whole_weights import assemble, weights_id
 
 NICENESS = 10
 
@@ -70,9 +76,44 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         outcome = train(spec, reporter)
         if rank > 0:
             return
-        if outcome.status == "finished" and spec.recipe.tuning != "full":
-            _write_golden(spec)
+        if outcome.status == "finished":
+            outcome = _finish(spec, outcome)
         reporter.on_outcome(outcome)
+
+
+def _finish(spec: TrainSpec, outcome: TrainOutcome) -> TrainOutcome:
+    """Write down what was made for its receipt, then that there is nothing left to do here."""
+    if spec.recipe.tuning == "full":
+        outcome = _finish_weights(spec, outcome)
+    else:
+        _write_golden(spec)
+    file = outcome_file(spec)
+    new = file.with_suffix(".new")
+    new.write_text(outcome.model_dump_json(), encoding="utf-8")
+    new.replace(file)
+    return outcome
+
+
+def _finish_weights(spec: TrainSpec, outcome: TrainOutcome) -> TrainOutcome:
+    """Put the best checkpoint's weights together as they are served."""
+    if outcome.output_dir is None:
+        raise TrainingFailed("training ended without weights")
+    served = spec.run_dir / "served"
+    assemble(outcome.output_dir, spec.model_dir, served, dtype=spec.golden_dtype)
+    write_golden_weights(
+        spec.model_dir,
+        served,
+        lambda: _tensors_of(served),
+        golden_chats(spec),
+        dtype=spec.golden_dtype,
+        out=golden_file(spec, weights_id(served)),
+    )
+    return outcome.model_copy(update={"output_dir": served})
+
+
+def _tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _write_golden(spec: TrainSpec) -> None:

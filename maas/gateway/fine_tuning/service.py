@@ -1,17 +1,18 @@
 """What a new job is made of, checked; how one is cancelled."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from maas.catalog.card import ModelCard
-from maas.core.errors import InvalidRequest, LimitExceeded, NotFound
+from maas.core.errors import CapabilityMissing, InvalidRequest, LimitExceeded, NotFound
+from maas.engines.tuning import TAKES_ADAPTERS
 from maas.finetune.charges import TrainingLedger
 from maas.finetune.recipe import Recipe, check_hyperparameters
 from maas.finetune.registry import check_allows_tuning
 from maas.gateway.authority import ProjectAuthority
 from maas.gateway.fine_tuning.schemas import HyperparametersBody, JobBody
-from maas.store.adapters import TunedModelRepository
+from maas.store.adapters import TunedKind, TunedModel, TunedModelRepository, TunedState
 from maas.store.database import Database
 from maas.store.files import FileRepository
 from maas.store.job_records import Job, NewJob
@@ -30,6 +31,7 @@ class FineTuning:
 
     Attributes:
         max_unfinished: Jobs of one project that are not over.
+        has_gpu: Whether training has a GPU; none where only the cluster knows.
     """
 
     database: Database
@@ -40,6 +42,7 @@ class FineTuning:
     recipes: Mapping[str, Recipe]
     cards: Mapping[str, ModelCard]
     max_unfinished: int
+    has_gpu: Callable[[], bool | None]
 
     def create(self, who: ProjectAuthority, body: JobBody, request_id: str) -> Job:
         """Make a job.
@@ -60,7 +63,12 @@ class FineTuning:
         check_hyperparameters(numbers.given())
         if kind != "dpo" and numbers.beta not in {None, "auto"}:
             raise InvalidRequest("beta is of method dpo only", param="hyperparameters.beta")
-        card = self._base(who, body.model, recipe)
+        who.access.check_model(body.model, body.model)
+        parent = self._parent(project_id, body.model)
+        card = self._base(parent.base_model_id if parent else body.model, recipe)
+        if parent is not None:
+            check_goes_on(parent, recipe)
+        self._check_can_run(card, recipe)
         for name in ("training_file", "validation_file"):
             self._check_file(project_id, getattr(body, name), name)
         check_metadata(body.metadata or {})
@@ -114,8 +122,45 @@ class FineTuning:
             )
         return recipe
 
-    def _base(self, who: ProjectAuthority, model: str, recipe: Recipe) -> ModelCard:
-        who.access.check_model(model, model)
+    def _parent(self, project_id: str, model: str) -> TunedModel | None:
+        """Return the project's tuned model of this name; none where there is none to go on from."""
+        found = None if model in self.cards else self.tuned_models.find(model)
+        if found is None or found.project_id != project_id or found.deleted_at is not None:
+            return None
+        return found if found.state is TunedState.PUBLISHED else None
+
+    def _check_can_run(self, card: ModelCard, recipe: Recipe) -> None:
+        """Refuse now what would be found out after the data was checked, or after training.
+
+        Raises:
+            CapabilityMissing: Nothing here can train it, or serve what comes of it.
+        """
+        if recipe.tuning == "qlora" and self.has_gpu() is False:
+            raise CapabilityMissing(
+                f"recipe {recipe.name} needs a GPU, and there is none here; use recipe lora, which "
+                "makes the same kind of model, or a machine with a GPU",
+                param="hyperparameters.recipe",
+            )
+        if card.trust_remote_code:
+            raise CapabilityMissing(
+                f"{card.id} brings code of its own, and training runs none; tune another model",
+                param="model",
+            )
+        engines = [engine for engine in card.engines if engine != "external"]
+        takes = any(card.architecture in TAKES_ADAPTERS.get(name, ()) for name in engines)
+        if recipe.tuning == "full" and not engines:
+            raise CapabilityMissing(
+                f"no engine here runs weights of {card.id}: recipe {recipe.name} would be in vain",
+                param="model",
+            )
+        if recipe.tuning != "full" and not takes:
+            raise CapabilityMissing(
+                f"no engine serves adapters of {card.id} ({card.architecture}); tune with recipe "
+                "full",
+                param="hyperparameters.recipe",
+            )
+
+    def _base(self, model: str, recipe: Recipe) -> ModelCard:
         card = self.cards.get(model)
         if card is None:
             names = ", ".join(sorted(c.id for c in self.cards.values() if c.task == "generate"))
@@ -137,6 +182,26 @@ class FineTuning:
             raise InvalidRequest(
                 f"{file_id} has purpose {file.purpose!r}; want 'fine-tune'", param=param
             )
+
+
+def check_goes_on(parent: TunedModel, recipe: Recipe) -> None:
+    """Check that a recipe can go on from a tuned model.
+
+    Raises:
+        InvalidRequest: It cannot; the message says what can.
+    """
+    if parent.kind is TunedKind.FULL:
+        raise InvalidRequest(
+            f"{parent.id} was tuned whole: there is no going on from it; tune "
+            f"{parent.base_model_id} with the data of both",
+            param="model",
+        )
+    if recipe.tuning == "full":
+        raise InvalidRequest(
+            f"recipe {recipe.name} tunes whole weights and {parent.id} is an adapter: go on with "
+            f"an adapter's recipe, or tune {parent.base_model_id}",
+            param="hyperparameters.recipe",
+        )
 
 
 def _method_of(body: JobBody) -> tuple[str, HyperparametersBody]:

@@ -175,28 +175,24 @@ def build_snapshot(
         if replica.state is ReplicaState.READY:
             ready.setdefault(replica.deployment_id, []).append(replica)
     models: dict[str, ModelEntry] = {}
+    whole: dict[str, ModelEntry] = {}
     for deployment in state.deployments:
-        facts = describe(deployment.model_id)
+        name, facts = deployment.model_id, describe(deployment.card_id)
         targets = _targets(deployment, ready.get(deployment.id, []), connect)
-        known = models.get(facts.id)
-        lengths = [
-            length
-            for length in (
-                deployment.options.get("max_model_len"),
-                facts.context,
-                known.max_model_len if known else None,
-            )
-            if length
-        ]
-        models[facts.id] = ModelEntry(
-            name=facts.id,
-            root=facts.id,
+        # What was tuned whole is for its owner alone, whatever state it is in.
+        among = models if deployment.card_id == name else whole
+        known = among.get(name)
+        own_length: int | None = deployment.options.get("max_model_len")
+        lengths = (own_length, facts.context, known.max_model_len if known else None)
+        among[name] = ModelEntry(
+            name=name,
+            root=name,
             facts=facts,
             created=known.created if known else int(deployment.created_at),
-            max_model_len=min(lengths, default=None),
+            max_model_len=min(filter(None, lengths), default=None),
             targets=(*(known.targets if known else ()), *targets),
         )
-    tuned = _tuned_entries(state.tuned_models, models, describe)
+    tuned = _tuned_entries(state.tuned_models, models, whole, describe)
     for alias in state.aliases:
         behind = models.get(alias.model_id) or tuned.get(alias.model_id)
         if behind is not None and alias.name not in models and alias.name not in tuned:
@@ -218,14 +214,17 @@ def build_snapshot(
 
 
 def _tuned_entries(
-    names: Sequence[TunedName], models: dict[str, ModelEntry], describe: Describe
+    names: Sequence[TunedName],
+    models: Mapping[str, ModelEntry],
+    whole: Mapping[str, ModelEntry],
+    describe: Describe,
 ) -> dict[str, ModelEntry]:
     """Return the tuned models that may be asked, by name.
 
     Args:
         names: All there are.
-        models: Of the deployments; those of tuned models that have weights of their own are taken
-            out, as only their owners may see them.
+        models: Of the bases' deployments.
+        whole: Of the deployments of tuned models that have weights of their own.
         describe: Facts of a model id.
     """
     holders: dict[tuple[str, str], list[Target]] = {}
@@ -236,7 +235,7 @@ def _tuned_entries(
                 holders.setdefault((entry.root, name), []).append(held)
     tuned: dict[str, ModelEntry] = {}
     for name in names:
-        own = models.pop(name.id, None) if name.adapter_name is None else None
+        own = whole.get(name.id) if name.adapter_name is None else None
         if not name.is_published:
             continue
         base = own or models.get(name.base_model_id)

@@ -9,11 +9,13 @@ from typing import Any
 from maas.catalog.card import ModelCard
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
-from maas.core.errors import DataRefused, HostError
+from maas.core.errors import DataRefused, HostError, NotFound
 from maas.core.settings import Settings
 from maas.engines.prepare import prepare_model
 from maas.engines.tuning import choose_dtype
+from maas.finetune.adapter_files import ADAPTER_NAMES, check_adapter
 from maas.finetune.recipe import Hyperparameters, Recipe, load_recipes, resolve
+from maas.finetune.registry import blob_key_of
 from maas.finetune.train.spec import TrainSpec
 from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
@@ -77,6 +79,9 @@ class Preparation:
     def make_spec(self) -> TrainSpec:
         """Return what to train, with the files in place."""
         job, recipe = self._job, self._recipe()
+        parent = self._fetch_parent()
+        if parent is not None:
+            recipe = _shaped_as(recipe, parent)
         card = self._tools.catalog.get_card(job.base_model_id)
         numbers = Hyperparameters.model_validate(dict(job.resolved or {}))
         train_file, validation_file = self._fetch()
@@ -91,6 +96,7 @@ class Preparation:
             batch_size=numbers.batch_size,
             learning_rate=recipe.learning_rate * numbers.learning_rate_multiplier,
             beta=numbers.beta or recipe.beta,
+            start_from=parent,
             # torch takes no more than 64 bits.
             seed=job.seed % 2**32,
             max_length=recipe.max_length or card.context,
@@ -132,6 +138,22 @@ class Preparation:
             return train, None
         return train, self._tools.fetch_file(job, job.validation_file, self.run_dir / "data")
 
+    def _fetch_parent(self) -> Path | None:
+        """Return the adapter that the job goes on from, on this machine's disk.
+
+        Raises:
+            NotFound: It was deleted before the job had it.
+        """
+        job, folder = self._job, self.run_dir / "parent"
+        if job.model_id == job.base_model_id:
+            return None
+        if not folder.exists():
+            model = self._tools.tuned_models.find(job.model_id)
+            if model is None or model.deleted_at is not None or model.adapter_id is None:
+                raise NotFound(f"the model {job.model_id!r} was deleted", param="model")
+            self._tools.blobs.get_folder(blob_key_of(model.adapter_id), folder, ADAPTER_NAMES)
+        return folder
+
     def _report(self, recipe: Recipe, card: ModelCard) -> dict[str, Any]:
         train, validation = self._fetch()
         command = [sys.executable, "-m", "maas.finetune.data", str(train), "--json"]
@@ -152,6 +174,15 @@ class Preparation:
         except ValueError as error:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise HostError(f"the data check ended with {done.returncode}: {last}") from error
+
+
+def _shaped_as(recipe: Recipe, adapter: Path) -> Recipe:
+    """Return the recipe for going on from an adapter: its rank and layers stay as they are."""
+    facts = check_adapter(adapter, None)
+    changes = {"r": facts.r, "target_modules": facts.target_modules}
+    # As strong for its rank as the recipe has it; the trainer scales the adapter to it.
+    changes["lora_alpha"] = max(1, round(recipe.lora_alpha * facts.r / recipe.r))
+    return Recipe.model_validate(recipe.model_dump() | changes)
 
 
 def _summary(report: dict[str, Any]) -> str:

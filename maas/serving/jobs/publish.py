@@ -1,4 +1,4 @@
-"""After training: adapters kept by their content, measured where they are served, published.
+"""After training: what was tuned is kept by its content, measured where it is served, published.
 
 Nothing is published before its receipt is good, and then all at once: the models, the job's end
 and its one charge are one transaction.
@@ -8,31 +8,23 @@ import csv
 import io
 import logging
 import re
-import shutil
-import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from maas.core.errors import ReceiptFailed, Unavailable
+from maas.core.errors import ReceiptFailed
 from maas.core.settings import Settings
-from maas.engines.prepare import folder_name
-from maas.finetune.adapter_files import ADAPTER_NAMES
-from maas.finetune.receipt.parity import measure
 from maas.finetune.receipt.records import Receipt
-from maas.finetune.registry import AdapterRegistry
-from maas.finetune.train.spec import CheckpointReport, TrainOutcome, TrainSpec, golden_file
+from maas.finetune.train.spec import CheckpointReport, TrainOutcome, TrainSpec
 from maas.serving.jobs.desk import JobDesk
+from maas.serving.jobs.forms import AdapterForm, Form, WeightsForm
 from maas.serving.jobs.tools import Tools
-from maas.store.adapters import Adapter, TunedKind, TunedModel, TunedState, engine_name
+from maas.store.adapters import TunedModel, TunedState
 from maas.store.files import NewFile, blob_key_of, new_file_id
 from maas.store.job_records import Job, JobChange, JobStatus, Telling
-from maas.store.records import Deployment, Replica, ReplicaState
 
 log = logging.getLogger(__name__)
 
 RESULT_PURPOSE = "fine-tune-results"
-_POLL_S = 0.1
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 
 
@@ -57,18 +49,14 @@ class Publisher:
     def keep_checkpoint(self, spec: TrainSpec, checkpoint: CheckpointReport) -> None:
         """Register a checkpoint under a name of its own; doing so twice is fine.
 
-        Its replicas load it at once; nobody may ask it before the job has succeeded.
+        Its replicas load it at once; nobody may ask it before the job has succeeded. Whole
+        weights would take an engine each: of those only the best ones are kept, at the end.
         """
+        if spec.recipe.tuning == "full":
+            return
         name = f"{self._name()}:ckpt-step-{checkpoint.step}"
         self._register(spec, name, checkpoint.path, checkpoint.step)
-        self._tools.jobs.add_checkpoint(
-            self._job.id,
-            self._job.attempt,
-            step=checkpoint.step,
-            metrics=checkpoint.metrics,
-            model_id=name,
-            keep=spec.recipe.num_checkpoints,
-        )
+        self._list(spec, name, checkpoint.step, checkpoint.metrics)
 
     def publish(self, spec: TrainSpec, outcome: TrainOutcome) -> None:
         """Measure the receipts, then publish the model and end the job.
@@ -76,21 +64,25 @@ class Publisher:
         Raises:
             ReceiptFailed: A model answers differently where it is served.
         """
-        self._desk.later(progress={**(self._job.progress or {}), "phase": "publishing"})
+        if not self._job.is_publishing:
+            # Once: what moves forgives failures, and an engine that never starts does not move.
+            self._desk.later(progress={**(self._job.progress or {}), "phase": "publishing"})
         best = outcome.output_dir
         if best is None or outcome.best_step is None:
             raise ReceiptFailed("training left nothing to publish")
-        models = [
-            self._register(spec, self._name(), best, outcome.best_step),
-            *self._checkpoints(),
-        ]
-        replica = self._wait_until_loaded(models)
+        form, name = self._form(spec), self._name()
+        tuned = self._register(spec, name, best, outcome.best_step)
+        if spec.recipe.tuning == "full":
+            self._list(spec, name, outcome.best_step, outcome.metrics)
+        # By name: of whole weights the best checkpoint is the model.
+        models = list({model.id: model for model in (tuned, *self._checkpoints())}.values())
+        replica = form.wait_until_served(self._job, models)
         receipts: dict[str, Receipt] = {}
         measured: dict[str | None, Receipt] = {}
         for model in models:
             # The best one is one of the checkpoints.
             if model.adapter_id not in measured:
-                measured[model.adapter_id] = self._measure(spec, model, replica)
+                measured[model.adapter_id] = form.measure(spec, model, replica)
             receipt = measured[model.adapter_id]
             if receipt.verdict != "passed":
                 self._refuse(model, receipt)
@@ -98,16 +90,17 @@ class Publisher:
         self._finish(outcome, models, receipts)
 
     def _register(self, spec: TrainSpec, name: str, folder: Path, step: int) -> TunedModel:
-        adapter = self._take(folder)
+        form = self._form(spec)
+        content = form.take(self._job, folder)
         card = self._tools.catalog.get_card(self._job.base_model_id)
-        return self._tools.tuned_models.add(
+        model = self._tools.tuned_models.add(
             TunedModel(
                 id=name,
                 project_id=self._job.project_id,
                 base_model_id=self._job.base_model_id,
-                kind=TunedKind.ADAPTER,
-                adapter_id=adapter.id,
-                weights_key=None,
+                kind=content.kind,
+                adapter_id=content.adapter_id,
+                weights_key=content.weights_key,
                 job_id=self._job.id,
                 step=step,
                 state=TunedState.CANDIDATE,
@@ -119,18 +112,22 @@ class Publisher:
                 deleted_at=None,
             )
         )
+        form.serve(model, folder)
+        return model
 
-    def _take(self, checkpoint: Path) -> Adapter:
-        """Store a checkpoint's adapter, without what only the trainer needs."""
-        scratch = self._settings.home / "scratch"
-        scratch.mkdir(parents=True, exist_ok=True)
-        registry = AdapterRegistry(
-            self._tools.blobs, self._tools.adapters, self._tools.tuned_models, scratch
+    def _form(self, spec: TrainSpec) -> Form:
+        is_full = spec.recipe.tuning == "full"
+        return (WeightsForm if is_full else AdapterForm)(self._tools, self._settings)
+
+    def _list(self, spec: TrainSpec, name: str, step: int, metrics: dict[str, Any]) -> None:
+        self._tools.jobs.add_checkpoint(
+            self._job.id,
+            self._job.attempt,
+            step=step,
+            metrics=metrics,
+            model_id=name,
+            keep=spec.recipe.num_checkpoints,
         )
-        with TemporaryDirectory(dir=scratch) as folder:
-            for name in ADAPTER_NAMES:
-                shutil.copy(checkpoint / name, Path(folder) / name)
-            return registry.take(Path(folder), self._job.base_model_id, base=None)
 
     def _checkpoints(self) -> list[TunedModel]:
         """Return the models of the checkpoints that are kept."""
@@ -158,50 +155,15 @@ class Publisher:
             "recipe": spec.recipe.model_dump(mode="json"),
             "hyperparameters": dict(job.resolved or {}),
             "seed": spec.seed,
+            "parent": self._parent(),
         }
 
-    def _wait_until_loaded(self, models: list[TunedModel]) -> Replica | None:
-        """Return a replica that holds every adapter; none where the base is not served.
-
-        Raises:
-            Unavailable: The base should be served, and no replica of it has them in time.
-        """
-        wanted = {engine_name(model.adapter_id) for model in models if model.adapter_id}
-        give_up_at = time.monotonic() + self._settings.finetune.publish_timeout_s
-        while time.monotonic() < give_up_at:
-            serving = self._tools.deployments_of(self._job.base_model_id)
-            if not serving:
-                return None
-            for replica in self._tools.replicas.live():
-                is_ready = replica.deployment_id in serving and replica.state is ReplicaState.READY
-                if is_ready and wanted <= set(replica.adapters):
-                    return replica
-            time.sleep(_POLL_S)
-        raise Unavailable(f"no replica of {self._job.base_model_id} holds the new adapter yet")
-
-    def _measure(self, spec: TrainSpec, model: TunedModel, replica: Replica | None) -> Receipt:
-        golden = golden_file(spec, str(model.adapter_id))
-        if replica is None:
-            return measure(golden, engine_url=None, engine_model=None)
-        deployment = self._tools.deployments.get(replica.deployment_id)
-        dtype = deployment.options.get("dtype")
-        return measure(
-            golden,
-            engine_url=replica.url,
-            engine_model=engine_name(str(model.adapter_id)),
-            engine_dir=self._served_dir(deployment),
-            # What the operator said; left open, it is what the golden file was computed in.
-            engine_dtype=None if dtype == "auto" else dtype,
-        )
-
-    def _served_dir(self, deployment: Deployment) -> Path | None:
-        """Return the folder that a deployment's engines read, where it is on this machine."""
-        if deployment.engine == "external":
+    def _parent(self) -> dict[str, Any] | None:
+        """Return the tuned model that the job went on from."""
+        if self._job.model_id == self._job.base_model_id:
             return None
-        card = self._tools.catalog.get_card(deployment.model_id)
-        name = folder_name(card, deployment.options.get("quantization"))
-        folder = self._settings.weights_dir / name
-        return folder if folder.is_dir() else None
+        found = self._tools.tuned_models.find(self._job.model_id)
+        return {"id": self._job.model_id, "adapter": found.adapter_id if found else None}
 
     def _refuse(self, model: TunedModel, receipt: Receipt) -> None:
         self._tools.tuned_models.judge(

@@ -148,8 +148,8 @@ class JobQueue:
         """Start a runner if it is this job's turn; return how many more train then."""
         if job.runner_seen_at is not None:
             # It had one that did not say goodbye.
-            why = (job.error or {}).get("message")
-            await self._failed(job, str(why or "its process ended"))
+            said = (job.error or {}).get("message")
+            await self._failed(job, f"its process ended ({said})" if said else "its process ended")
             return 0
         if (job.retry_at or 0.0) > self._clock.now():
             return 0

@@ -73,6 +73,8 @@ class Room:
         card = self.cards.get(job.base_model_id)
         if card is None or not self.is_one_machine:
             return None
+        if job.is_publishing:
+            return None
         machine = self.probe()
         if machine.gpus:
             num_free = self.free_gpus()
@@ -93,13 +95,13 @@ class Room:
         held = sum(
             self._needed_bytes(self.cards[job.base_model_id], job)
             for job in running
-            if job.base_model_id in self.cards
+            if job.base_model_id in self.cards and not job.is_publishing
         )
         without_us = dataclasses.replace(
             machine, memory_available_bytes=machine.memory_available_bytes + held
         )
         for deployment in refused:
-            card = self.cards.get(deployment.model_id)
+            card = self.cards.get(deployment.card_id)
             if card is None or self._fits(deployment, card, machine):
                 continue
             if self._fits(deployment, card, without_us):

@@ -22,7 +22,13 @@ from maas.core.errors import (
     TrainingFailed,
 )
 from maas.core.settings import Settings
-from maas.finetune.train.spec import CheckpointReport, StepReport, TrainOutcome, TrainSpec
+from maas.finetune.train.spec import (
+    CheckpointReport,
+    StepReport,
+    TrainOutcome,
+    TrainSpec,
+    read_outcome,
+)
 from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.preparation import Preparation
 from maas.serving.jobs.publish import Publisher
@@ -128,7 +134,8 @@ class JobRunner:
         spec = self._spec = self._preparation.make_spec()
         started = Telling("started", "Fine-tuning job started")
         self._desk.write(JobChange(status=JobStatus.RUNNING, tellings=(started,)))
-        outcome = self._fit(spec)
+        # Finished before: an earlier attempt did not come to publish it.
+        outcome = read_outcome(spec) or self._fit(spec)
         if outcome.status == "stopped":
             self._stop()
             return

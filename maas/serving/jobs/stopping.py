@@ -28,4 +28,5 @@ def let_rest(jobs: JobRepository, timeout_s: float) -> None:
 
 
 def _is_training(job: Job) -> bool:
-    return job.status is JobStatus.RUNNING and job.runner_seen_at is not None
+    is_at_work = job.status is JobStatus.RUNNING and job.runner_seen_at is not None
+    return is_at_work and not job.is_publishing

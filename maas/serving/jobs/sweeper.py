@@ -1,4 +1,4 @@
-"""Takes away the folders of jobs that are over: data, checkpoints, golden answers."""
+"""Takes away what nobody needs: folders of jobs that are over, weights of deleted models."""
 
 import asyncio
 import logging
@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 from maas.core.errors import MaasError
+from maas.store.adapters import TunedModelRepository
+from maas.store.blobs import Blobs
 from maas.store.jobs import JobRepository
 
 log = logging.getLogger(__name__)
@@ -40,3 +42,37 @@ class RunSweeper:
             job = self._jobs.find(folder.name)
             if job is None or job.is_over:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+class WeightsSweeper:
+    """Removes the bytes of whole weights that no model needs and no engine reads.
+
+    Args:
+        tuned_models: Says which.
+        blobs: Where they are stored.
+        home: Folder of this machine's copies.
+    """
+
+    def __init__(self, tuned_models: TunedModelRepository, blobs: Blobs, home: Path) -> None:
+        self._tuned_models = tuned_models
+        self._blobs = blobs
+        self._home = home
+
+    async def run(self, interval_s: float) -> None:
+        """Sweep until cancelled; a sweep that fails does not keep the next from its turn."""
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except (MaasError, OSError) as error:
+                log.error("a sweep failed, the next one tries again: %s", error)
+            await asyncio.sleep(interval_s)
+
+    def sweep(self) -> None:
+        """Remove what is not needed; the bytes go before the rows say so."""
+        for key in self._tuned_models.unwanted_weights():
+            log.info("removing %s", key)
+            self._blobs.delete(key)
+            name = key.rpartition("/")[2]
+            shutil.rmtree(self._home / name, ignore_errors=True)
+            (self._home / f".{name}.lock").unlink(missing_ok=True)
+            self._tuned_models.forget_weights(key)

@@ -95,3 +95,15 @@ def test_jobs_wait_for_gpus_where_there_are_some(job):
         replace(with_gpus, free_gpus=lambda: 1).refuse(job, num_running=0)
     )
     assert replace(with_gpus, free_gpus=lambda: 2).refuse(job, num_running=0) is None
+
+
+def test_job_that_has_trained_holds_nothing_and_needs_nothing(job):
+    done = replace(job, progress={"phase": "publishing"})
+    assert room(0.1).refuse(done, num_running=0) is None
+    assert room(2, deployment(DeploymentStatus.REFUSED)).must_yield((done,)) is None
+
+
+def test_training_makes_room_for_a_model_that_was_tuned_whole(job):
+    options = {"max_model_len": 1024, "base_model": "m", "weights": "0" * 64}
+    refused = replace(deployment(DeploymentStatus.REFUSED), model_id="ft:m:org::1", options=options)
+    assert "dep-1 needs the memory" in str(room(2, refused).must_yield((job,)))
