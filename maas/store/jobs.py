@@ -222,7 +222,8 @@ class JobRepository:
             if JobStatus(row.status) not in ACTIVE:
                 raise Superseded(f"job {job_id} is {row.status}")
             row.attempt += 1
-            row.wish = None
+            # What ended the one before says nothing of this one.
+            row.wish = row.error = None
             row.runner_seen_at = self._clock.now()
             return record_of(row)
 

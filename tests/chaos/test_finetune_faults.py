@@ -150,31 +150,30 @@ def undisturbed(site: Site) -> Job:
     return site.wait(job, lambda job: job.is_over)
 
 
-@pytest.mark.timeout(3600)
-def test_job_survives_the_kill_of_any_process(site: Site, undisturbed: Job):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("run", range(1, NUM_RUNS + 1))
+def test_job_survives_the_kill_of_any_process(site: Site, undisturbed: Job, run: int):
     site.check_ended_once(undisturbed)
     answer = site.answer_of(str(undisturbed.fine_tuned_model))
-    drawn = random.Random(41)
-    for run in range(NUM_RUNS):
-        job_id = site.make_job()
-        site.wait(job_id, lambda job: job.status is not JobStatus.VALIDATING_FILES)
-        victim = tuple(VICTIMS)[run % len(VICTIMS)]
-        if victim == "trainer":
-            site.wait(job_id, lambda job: job.progress is not None)
-        time.sleep(drawn.uniform(0.0, KILL_WITHIN_S))
-        when = site.find(job_id)
-        was_there = site.kill(victim)
-        job = site.wait(job_id, lambda job: job.is_over)
-        progress = when.progress or {}
-        print(  # noqa: T201 - the table of what was killed and when
-            f"{run + 1:3} {victim:10} {'killed' if was_there else 'was not there':13} "
-            f"while {when.status.value:10} {progress.get('phase', ''):10} "
-            f"step {progress.get('step', '-')}; attempts {job.attempt}"
-        )
-        site.check_ended_once(job)
-        assert site.losses(job_id) == site.losses(undisturbed.id)
-        assert site.adapter_of(job) == site.adapter_of(undisturbed)
-        assert site.answer_of(str(job.fine_tuned_model)) == answer
+    job_id = site.make_job()
+    site.wait(job_id, lambda job: job.status is not JobStatus.VALIDATING_FILES)
+    victim = tuple(VICTIMS)[run % len(VICTIMS)]
+    if victim == "trainer":
+        site.wait(job_id, lambda job: job.progress is not None)
+    time.sleep(random.Random(run).uniform(0.0, KILL_WITHIN_S))
+    when = site.find(job_id)
+    was_there = site.kill(victim)
+    job = site.wait(job_id, lambda job: job.is_over)
+    progress = when.progress or {}
+    print(  # noqa: T201 - what was killed, and when
+        f"{run:3} {victim:10} {'killed' if was_there else 'was not there':13} "
+        f"while {when.status.value:10} {progress.get('phase', ''):10} "
+        f"step {progress.get('step', '-')}; attempts {job.attempt}"
+    )
+    site.check_ended_once(job)
+    assert site.losses(job_id) == site.losses(undisturbed.id)
+    assert site.adapter_of(job) == site.adapter_of(undisturbed)
+    assert site.answer_of(str(job.fine_tuned_model)) == answer
 
 
 @pytest.mark.timeout(900)

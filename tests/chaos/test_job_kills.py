@@ -16,6 +16,7 @@ from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import save_settings
 from maas.catalog.catalog import load_catalog
 from maas.core.settings import FinetuneSettings, Settings
+from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.ledger.tariff import Tariff
 from maas.serving.jobs.tools import open_tools
 from maas.store.adapters import TunedState
@@ -82,9 +83,9 @@ class Site:
             )
         )
 
-    def start(self, job):
+    def start(self, job, *before):
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.job_worker", str(self.file), job.id],
+            [*before, sys.executable, "-m", "tests.chaos.job_worker", str(self.file), job.id],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
             stdout=subprocess.DEVNULL,
@@ -169,6 +170,49 @@ def check_ended_once(site, job, num_kills):
     budget = [row for row in site.rows(select(CounterRow)) if row.key.startswith("monthly")]
     spent = sum(row.amount for row in site.rows(select(JournalRow)))
     assert [(row.used, row.leased) for row in budget] == [(int(spent * 10**9), 0)]
+
+
+# A folder becomes a disk of its own, with so many KiB to spare, that only this process sees.
+SMALL_DISK = """
+set -e
+folder=$1 spare=$2; shift 2
+mkdir -p "$folder"; cp -a "$folder" "$folder.was"
+used=$(du -sk "$folder" | cut -f1)
+mount -t tmpfs -o size=$((used + spare))k tmpfs "$folder"
+cp -a "$folder.was/." "$folder"; rm -r "$folder.was"
+exec "$@"
+"""
+HAS_MOUNTS = not subprocess.run(
+    ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False, capture_output=True
+).returncode
+
+
+@pytest.mark.skipif(not HAS_MOUNTS, reason="this user may not mount a small disk")
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("folder", "spare_kib"),
+    [
+        pytest.param("jobs", 48, id="adapter of a checkpoint", marks=pytest.mark.slow),
+        pytest.param("jobs", 200, id="state of a checkpoint", marks=pytest.mark.slow),
+        pytest.param("scratch", 32, id="copy of it", marks=pytest.mark.slow),
+        pytest.param("blobs", 8, id="stored adapter"),
+    ],
+)
+def test_full_disk_leaves_nothing_that_can_be_served_and_the_job_goes_on(site, folder, spare_kib):
+    job = site.make_job(site.upload(chats(12)), n_epochs=3)
+    small = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh")
+    with site.start(job, *small, str(site.settings.home / folder), str(spare_kib)) as worker:
+        _, said = worker.communicate(timeout=120)
+    waiting = site.tools.jobs.find(job.id)
+    assert worker.returncode != 0
+    assert (waiting.status, waiting.error["code"]) == (JobStatus.RUNNING, "disk_full"), said[-2000:]
+    for adapter in site.tools.adapters.wanted(NAME):
+        assert all(
+            site.tools.blobs.exists(f"adapters/{adapter.id}/{name}") for name in ADAPTER_NAMES
+        )
+    # There is room again.
+    site.run_to_end(job)
+    check_ended_once(site, job, num_kills=1)
 
 
 def test_job_whose_budget_is_too_small_fails_before_it_trains(site):

@@ -63,7 +63,7 @@ class Checkpoints:
         """
         part = self._dir / f".step-{step}.{PART_FILE.format(rank=rank)}"
         try:
-            torch.save({**state, "rng": _rng_state()}, part)
+            _save(state, part)
         except Exception as error:
             part.unlink(missing_ok=True)
             if _is_full(error):
@@ -90,7 +90,7 @@ class Checkpoints:
         try:
             new.mkdir()
             write_model(new)
-            torch.save({**state, "rng": _rng_state()}, new / STATE_FILE)
+            _save(state, new / STATE_FILE)
             for part in self._dir.glob(f".step-{step}.state-*.pt"):
                 part.rename(new / part.name.removeprefix(f".step-{step}."))
             (new / METRICS_FILE).write_text(json.dumps(dict(metrics)), encoding="utf-8")
@@ -133,6 +133,12 @@ class Checkpoints:
             elif step != steps[-1]:
                 for file in self.path(step).glob("state*.pt"):
                     file.unlink()
+
+
+def _save(state: Mapping[str, Any], path: Path) -> None:
+    # Given a path, torch says of a full disk no more than "iostream error".
+    with path.open("wb") as out:
+        torch.save({**state, "rng": _rng_state()}, out)
 
 
 def _is_full(error: BaseException) -> bool:

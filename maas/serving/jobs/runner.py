@@ -4,6 +4,7 @@ Every phase looks at what an earlier attempt left: a report, checkpoints, an ada
 row. Doing a phase again changes nothing, so it does not matter where a process was killed.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from maas.core.errors import (
     BudgetExceeded,
     ConfigError,
     DataRefused,
+    DiskFull,
     InvalidRequest,
     MaasError,
     NotFound,
@@ -35,6 +37,7 @@ from maas.store.job_records import JobChange, JobStatus, JobWish, Telling
 
 log = logging.getLogger(__name__)
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What trying again does not mend.
 _FINAL = (
     AdapterRefused,
@@ -88,6 +91,12 @@ class JobRunner:
         except MaasError as error:
             self._desk.write(JobChange(error=_error_of(error)))
             raise
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            full = DiskFull(f"no room on the disk: {error.filename or error.strerror}")
+            self._desk.write(JobChange(error=_error_of(full)))
+            raise full from error
 
     def on_step(self, step: StepReport) -> bool:
         """Take a step's report; say whether to go on."""
