@@ -13,6 +13,7 @@ from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.serving.options import parse_options
 from maas.serving.plan import make_plan
+from maas.store.adapters import TunedState
 from maas.store.deployments import check_bounds
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
@@ -69,9 +70,12 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
 def _whole_weights(store: Store, model_id: str) -> tuple[str | None, dict[str, Any]]:
     """Return project and options of a model that was tuned whole; nothing for any other."""
     model = store.tuned_models.find(model_id)
-    if model is None or model.deleted_at is not None or model.weights_key is None:
+    is_whole = model is not None and model.weights_key is not None
+    if model is None or not is_whole or model.deleted_at is not None:
         return None, {}
-    weights = model.weights_key.rpartition("/")[2]
+    if model.state is not TunedState.PUBLISHED:
+        raise ConfigError(f"{model_id} is not published: its job decides where it runs")
+    weights = str(model.weights_key).rpartition("/")[2]
     options = {"base_model": model.base_model_id, "weights": weights, "max_loras": 0}
     return model.project_id, options
 

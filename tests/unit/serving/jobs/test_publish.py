@@ -252,6 +252,20 @@ def test_its_one_checkpoint_is_the_model_itself_and_it_is_charged_once(site, ful
     assert [row.training_tokens for row in rows] == [full.trained_tokens]
 
 
+def test_operator_takes_its_engine_away_and_brings_it_back(site, full):
+    own = site.deployment_of(full)
+    store = open_store(site.settings)
+    made = create_deployment(
+        site.settings, store, model_id=full.fine_tuned_model, engine=None, options={}
+    )
+    assert (made.model_id, made.card_id, made.project_id) == (own.model_id, NAME, own.project_id)
+    assert made.options["weights"] == own.options["weights"]
+    plan = make_plan(made, site.tools.catalog[made.card_id], MACHINE)
+    assert plan.digest == make_plan(own, site.tools.catalog[own.card_id], MACHINE).digest
+    store.deployments.forget(made.id)
+    store.database.close()
+
+
 def test_model_that_answers_otherwise_than_trained_is_refused_with_its_engine(site, full):
     job = site.finished_twin(full)
     # Its engine serves the base.
