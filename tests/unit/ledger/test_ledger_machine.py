@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -81,6 +82,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.clock = MovableClock()
         self.books = FlakyBooks(self.database, self.clock)
         self.runner = asyncio.Runner()
+        self.threads = ThreadPoolExecutor(8)
+        self.runner.get_loop().set_default_executor(self.threads)
         self.alive: set[Spender] = set()
         self.settled: dict[str, Decimal] = {}
         self.dropped: set[str] = set()
@@ -90,6 +93,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.patch.setattr(wal, "MAX_SEGMENT_BYTES", 1500)
 
     def teardown(self) -> None:
+        try:
+            self.check()
+        finally:
+            # Also after a failure: the patch must not outlive this test.
+            self.runner.close()
+            self.patch.undo()
+            self.database.close()
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    def check(self) -> None:
         for spender in list(self.alive):
             self.runner.run(spender.stop())
         self.recover()
@@ -103,11 +117,6 @@ class LedgerMachine(RuleBasedStateMachine):
             # What was open when its gateway was killed: at least what was logged is charged.
             assert outputs.get(id_, 0) >= self.logged[id_]
         assert set(leased) <= {0}
-        self.runner.close()
-        self.patch.undo()
-        self.database.close()
-        self.store.close()
-        shutil.rmtree(self.folder)
 
     @rule(target=spenders)
     def open(self) -> Spender:
@@ -180,8 +189,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.alive.remove(spender)
             for task in spender._tasks:
                 task.cancel()
+            self.end_threads()
             # What the kernel does for a killed process: its files are closed, its lock is free.
             spender._wal.close(delete=False)
+
+    def end_threads(self) -> None:
+        """Let what threads write come to its end: a process that is killed has none that go on."""
+        ending, self.threads = self.threads, ThreadPoolExecutor(8)
+        self.runner.get_loop().set_default_executor(self.threads)
+        ending.shutdown(wait=True)
 
     @rule()
     def recover(self) -> None:
