@@ -191,7 +191,8 @@ class AdapterRegistry:
     ) -> Adapter:
         """Check an adapter, store its files and write it down; doing so twice is fine.
 
-        The files are stored before the row, so an adapter that is written down can be had.
+        Its row is written before its files are stored, so that nobody takes them for those of an
+        adapter that no model needs; nobody reads them before a model has it.
 
         Args:
             folder: The two files; nothing else may be in it.
@@ -210,11 +211,12 @@ class AdapterRegistry:
             keep_adapter(folder, kept, base_model_id, facts)
             # What was copied is what was checked, whatever happened to the folder meanwhile.
             facts = check_adapter(kept, base, max_rank=max_rank)
-            size_bytes = self.blobs.put_folder(blob_key_of(facts.id), kept, ADAPTER_NAMES)
-        return self.adapters.add(
-            facts.id,
-            base_model_id=base_model_id,
-            r=facts.r,
-            target_modules=facts.target_modules,
-            size_bytes=size_bytes,
-        )
+            adapter = self.adapters.add(
+                facts.id,
+                base_model_id=base_model_id,
+                r=facts.r,
+                target_modules=facts.target_modules,
+                size_bytes=sum((kept / name).stat().st_size for name in ADAPTER_NAMES),
+            )
+            self.blobs.put_folder(blob_key_of(facts.id), kept, ADAPTER_NAMES)
+        return adapter

@@ -51,6 +51,9 @@ class Renderer:
 
     Args:
         model_dir: Folder with the tokenizer and its chat template.
+
+    Attributes:
+        marks: The tokenizer's control tokens, as they are written.
     """
 
     def __init__(self, model_dir: Path) -> None:
@@ -60,7 +63,7 @@ class Renderer:
         self._shapes: dict[str | None, ServingShape] = {}
         # The end of a turn need not be among the tokenizer's named special tokens (Gemma).
         added = self._tokenizer.added_tokens_decoder.values()
-        self._marks = tuple(
+        self.marks = tuple(
             {*self._tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
         )
 
@@ -189,7 +192,7 @@ class Renderer:
             return None
         # After the end of the turn a template may put a line break, which no model says.
         spoken = until.rstrip()
-        is_ended = spoken.endswith(self._marks)
+        is_ended = spoken.endswith(self.marks)
         _check_calls(messages[index], index, until[len(before) :])
         return len(before), len(spoken) if is_ended else len(until)
 
