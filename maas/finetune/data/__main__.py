@@ -36,7 +36,11 @@ def _measure_with(renderer: Renderer, max_length: int) -> Measure:
         elif method == "pretrain":
             examples = [*renderer.render_text(record["text"], max_length=max_length)]
         else:
-            examples = renderer.render(record["messages"], record.get("tools"))
+            messages, tools = record["messages"], record.get("tools")
+            too_many = renderer.num_tokens_over(messages, tools, max_length)
+            if too_many:
+                return Measured(too_many, too_many, too_many)
+            examples = renderer.render(messages, tools)
         lengths = [len(example.input_ids) for example in examples]
         targets = sum(example.num_targets for example in examples)
         return Measured(sum(lengths), targets, max(lengths, default=0))

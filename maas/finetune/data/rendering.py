@@ -109,6 +109,26 @@ class Renderer:
             self._shapes[template] = ServingShape(template)
         return self._shapes[template]
 
+    def num_tokens_over(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        most: int,
+    ) -> int:
+        """Return how many tokens a chat has if it has more than that, and 0 if not.
+
+        Before ``render``: that takes a chat of many turns apart turn by turn, which for one that
+        is much too long takes minutes.
+
+        Raises:
+            DataRefused: The template cannot render it.
+        """
+        text = self._checked_text(messages, tools)
+        if len(text) <= most:
+            return 0
+        num_tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return num_tokens if num_tokens > most else 0
+
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
