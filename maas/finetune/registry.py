@@ -87,6 +87,20 @@ def check_suffix(suffix: str) -> str:
     return suffix
 
 
+def check_may_bring(card: ModelCard, suffix: str | None) -> None:
+    """Check that an adapter of a base may be brought under a name with this suffix.
+
+    Raises:
+        InvalidRequest: Its suffix is none, or the base takes no adapters.
+        PermissionDenied: The base's licence forbids it.
+    """
+    check_allows_tuning(card)
+    if suffix is not None:
+        check_suffix(suffix)
+    if card.task != "generate":
+        raise InvalidRequest(f"the model {card.id} takes no adapters", param="model")
+
+
 def public_name(base_model_id: str, organization: str, suffix: str | None) -> str:
     """Return a new name ``ft:<base>:<org>:<suffix>:<id>``; the id makes it the only one.
 
@@ -109,7 +123,7 @@ class Brought:
     """An adapter that somebody brings.
 
     Attributes:
-        folder: Its two files.
+        folder: Its two files; nobody reads it once they were taken.
         organization: Name of the organisation, for the public name.
         source: Where it comes from, as lineage says it.
         max_rank: Largest rank that engines of the base take.
@@ -156,11 +170,13 @@ class AdapterRegistry:
             InvalidRequest: Its suffix is none, or the base takes no adapters.
             PermissionDenied: The base's licence forbids it.
         """
-        check_allows_tuning(card)
-        suffix = None if brought.suffix is None else check_suffix(brought.suffix)
-        if card.task != "generate":
-            raise InvalidRequest(f"the model {card.id} takes no adapters", param="model")
+        check_may_bring(card, brought.suffix)
         adapter = self.take(brought.folder, card.id, base=base, max_rank=brought.max_rank)
+        return self.name(adapter, brought, card), adapter
+
+    def name(self, adapter: Adapter, brought: Brought, card: ModelCard) -> TunedModel:
+        """Give an adapter that was taken a public name."""
+        suffix = brought.suffix
         base_source = {"id": card.id, "source": list(card.source), "revision": card.revision}
         model = TunedModel(
             id=public_name(card.id, brought.organization, suffix),
@@ -179,7 +195,7 @@ class AdapterRegistry:
             published_at=None,
             deleted_at=None,
         )
-        return self.tuned_models.add(model), adapter
+        return self.tuned_models.add(model)
 
     def take(
         self,
