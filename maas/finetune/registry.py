@@ -22,7 +22,7 @@ from maas.store.adapters import (
     TunedModelRepository,
     TunedState,
 )
-from maas.store.blobs import Blobs
+from maas.store.blobs import Blobs, remove_old
 from maas.store.records import Deployment
 
 MAX_SUFFIX_CHARS = 64
@@ -222,6 +222,7 @@ class AdapterRegistry:
         """
         facts = check_adapter(folder, base, max_rank=max_rank)
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
+        remove_old(self.scratch_dir, "tmp*")
         with tempfile.TemporaryDirectory(dir=self.scratch_dir) as scratch:
             kept = Path(scratch) / "adapter"
             keep_adapter(folder, kept, base_model_id, facts)

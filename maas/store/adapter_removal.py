@@ -1,5 +1,7 @@
 """Adapters that no model needs any more: whose bytes may go, so that nobody is left without."""
 
+from collections.abc import Collection
+
 from sqlalchemy import or_, select, update
 
 from maas.core.clock import Clock
@@ -57,3 +59,10 @@ class AdapterRemoval:
                 .where(AdapterRow.id == adapter_id, AdapterRow.removed_at.is_not(None))
                 .values(size_bytes=0)
             )
+
+
+def known_weights(database: Database, keys: Collection[str]) -> set[str]:
+    """Return which of these blob folders of whole weights some model has, or had."""
+    with database.read() as session:
+        found = select(TunedModelRow.weights_key).where(TunedModelRow.weights_key.in_([*keys]))
+        return {key for key in session.scalars(found) if key is not None}
