@@ -136,7 +136,7 @@ def test_checkpoint_answers_under_its_own_name(journey):
 def test_receipt_says_that_trainer_and_engine_agree(journey, platform: Platform):
     _, job, _ = journey
     receipt = platform.cli("model", "receipt", job.fine_tuned_model)
-    assert job.maas["receipt"] == receipt
+    assert {"model": job.fine_tuned_model, **job.maas["receipt"]} == receipt
     assert receipt["verdict"] == "passed"
     engine = receipt["legs"]["engine"]
     assert engine["status"] == "measured"
