@@ -9,7 +9,7 @@ from functools import partial
 import aiohttp
 
 from maas.bootstrap.child import begin
-from maas.bootstrap.jobs import make_queue, make_sweeper, make_weights_sweeper
+from maas.bootstrap.jobs import make_queue, make_sweeps
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
@@ -18,6 +18,7 @@ from maas.core.settings import Settings
 from maas.serving.applications import ServeCluster
 from maas.serving.cluster import cluster_address
 from maas.serving.jobs.runners import RayRunners
+from maas.serving.jobs.sweeper import keep_sweeping
 from maas.serving.planner import HostPlanner
 from maas.store.secrets import SecretBox
 
@@ -66,8 +67,10 @@ async def run(settings: Settings) -> None:
         beside = [
             partial(queue.run, settings.serving.reconcile_interval_s),
             partial(keeper.run, settings.serving.sweep_interval_s),
-            partial(make_sweeper(settings).run, settings.serving.sweep_interval_s),
-            partial(make_weights_sweeper(settings).run, settings.serving.sweep_interval_s),
+            *(
+                partial(keep_sweeping, sweep, settings.serving.sweep_interval_s)
+                for sweep in make_sweeps(settings)
+            ),
         ]
         await reconcile(settings, store, cluster, planner, beside)
         watch.cancel()

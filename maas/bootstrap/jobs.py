@@ -9,8 +9,9 @@ from maas.core.settings import Settings
 from maas.finetune.recipe import load_recipes
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
-from maas.serving.jobs.sweeper import RunSweeper, WeightsSweeper
+from maas.serving.jobs.sweeper import AdapterSweeper, RunSweeper, WeightsSweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
+from maas.store.adapter_removal import AdapterRemoval
 from maas.store.job_records import Job, JobChange
 from maas.store.records import Priority
 
@@ -79,12 +80,12 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
     )
 
 
-def make_sweeper(settings: Settings) -> RunSweeper:
-    """Put together what takes away the folders of jobs that are over."""
-    return RunSweeper(open_tools(settings).jobs, settings.jobs_dir)
-
-
-def make_weights_sweeper(settings: Settings) -> WeightsSweeper:
-    """Put together what takes away the weights of models that were deleted."""
+def make_sweeps(settings: Settings) -> tuple[Callable[[], None], ...]:
+    """Put together what takes away what jobs, and models that were deleted, leave behind."""
     tools = open_tools(settings)
-    return WeightsSweeper(tools.tuned_models, tools.blobs, settings.tuned_weights_dir)
+    removal = AdapterRemoval(tools.database, tools.clock)
+    return (
+        RunSweeper(tools.jobs, settings.jobs_dir).sweep,
+        WeightsSweeper(tools.tuned_models, tools.blobs, settings.tuned_weights_dir).sweep,
+        AdapterSweeper(removal, tools.blobs, settings.adapters_dir).sweep,
+    )

@@ -1,11 +1,14 @@
 """The controller's part in keeping files: the keeper, put together."""
 
+from functools import partial
+
 from maas.bootstrap.store import Store
 from maas.core.settings import Settings
 from maas.ledger.books import Books
 from maas.ledger.storage import StorageLedger
 from maas.ledger.tariff import Tariff
 from maas.serving.storage import StorageKeeper
+from maas.store.adapter_removal import known_weights
 from maas.store.blobs import open_blobs
 from maas.store.files import FileRepository
 from maas.store.uploads import UploadRepository
@@ -19,4 +22,5 @@ def make_keeper(settings: Settings, store: Store) -> StorageKeeper:
         UploadRepository(database, clock),
         blobs=open_blobs(settings),
         ledger=StorageLedger(database, clock, Books(database, clock), Tariff(database, clock)),
+        known_weights=partial(known_weights, database),
     )

@@ -17,7 +17,7 @@ from maas.core.errors import ConfigError, HostError, WeightsError
 from maas.core.settings import Settings
 from maas.engines.prepare import prepare_model
 from maas.finetune.data.child import check_files
-from maas.finetune.data.estimate import Estimate, estimate_job, tokens_per_second
+from maas.finetune.data.estimate import Estimate, duration, estimate_job, tokens_per_second
 from maas.finetune.data.problems import DataReport, Problem
 from maas.finetune.recipe import Method
 
@@ -111,7 +111,7 @@ def _render(
     if estimate:
         console.print(
             f"estimate: {estimate.num_epochs} epochs, {estimate.num_trained_tokens} tokens, "
-            f"{estimate.cost} {estimate.currency}, about {_duration(estimate.seconds)} here at "
+            f"{estimate.cost} {estimate.currency}, about {duration(estimate.seconds)} here at "
             f"{estimate.tokens_per_s:.0f} tokens/s (LoRA)",
             soft_wrap=True,
         )
@@ -126,7 +126,3 @@ def _problems(problems: list[Problem]) -> Table:
         field = f" {problem.field}" if problem.field else ""
         table.add_row(problem.severity, problem.code, where + field, problem.message, problem.fix)
     return table
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

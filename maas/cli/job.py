@@ -15,6 +15,7 @@ from maas.cli.job_watch import headline, printable
 from maas.cli.job_watch import watch as follow
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
+from maas.finetune.data.estimate import duration
 
 app = typer.Typer(
     help="Fine-tuning jobs: create, watch, list, get, pause, resume, cancel.", no_args_is_help=True
@@ -213,6 +214,8 @@ def _show(job: dict[str, Any], *, as_json: bool) -> None:
     estimate = job["maas"].get("estimate") or {}
     if estimate:
         rows["costs at most"] = f"{estimate['cost']} {estimate['currency']}"
+    if estimate.get("seconds") is not None:
+        rows["takes about"] = duration(estimate["seconds"])
 
     def render(console: Console) -> None:
         for name, value in rows.items():
@@ -220,8 +223,9 @@ def _show(job: dict[str, Any], *, as_json: bool) -> None:
                 text = f"{name:13} {printable(value)}"
                 console.print(text, soft_wrap=True, highlight=False)
         for problem in ((job["maas"].get("report") or {}).get("errors") or [])[:20]:
-            where = f"line {problem.get('line')}" if problem.get("line") else "file"
-            text = printable(f"  {where}: {problem.get('message')}")
+            where = f"line {problem['line']}" if problem["line"] else "file"
+            field = f", {problem['field']}" if problem["field"] else ""
+            text = printable(f"  {where}{field}: {problem['message']}; {problem['fix']}")
             console.print(text, soft_wrap=True, highlight=False)
 
     emit(job, as_json=as_json, render=render)

@@ -38,6 +38,7 @@ class Quote:
 
     Attributes:
         at: Epoch seconds; decides the budgets' month and the off-peak factor.
+        seconds: What training may take, roughly; none where nobody said.
     """
 
     num_tokens: int
@@ -45,6 +46,7 @@ class Quote:
     currency: str
     cost: Decimal
     at: float
+    seconds: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON: ``Job.estimate`` holds it."""
@@ -54,6 +56,7 @@ class Quote:
             "currency": self.currency,
             "cost": str(self.cost),
             "priced_at": self.at,
+            "seconds": self.seconds,
         }
 
 
@@ -74,11 +77,11 @@ class TrainingLedger:
         self._books = books
         self._tariff = tariff
 
-    def quote(self, job: Job, num_tokens: int) -> Quote:
-        """Return what training so many tokens costs now."""
+    def quote(self, job: Job, num_tokens: int, *, seconds: float | None = None) -> Quote:
+        """Return what training so many tokens costs now, with what it may take."""
         price, now = self._tariff.in_force().price_of(job.base_model_id, TIER), self._clock.now()
         cost = price.cost(Quantity(training_tokens=num_tokens), now)
-        return Quote(num_tokens, price.id, price.currency, cost, now)
+        return Quote(num_tokens, price.id, price.currency, cost, now, seconds)
 
     def hold(self, job: Job, quote: Quote) -> None:
         """Hold what a job can cost of every budget; doing so twice changes nothing.

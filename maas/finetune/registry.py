@@ -22,7 +22,7 @@ from maas.store.adapters import (
     TunedModelRepository,
     TunedState,
 )
-from maas.store.blobs import Blobs
+from maas.store.blobs import Blobs, remove_old
 from maas.store.records import Deployment
 
 MAX_SUFFIX_CHARS = 64
@@ -87,6 +87,20 @@ def check_suffix(suffix: str) -> str:
     return suffix
 
 
+def check_may_bring(card: ModelCard, suffix: str | None) -> None:
+    """Check that an adapter of a base may be brought under a name with this suffix.
+
+    Raises:
+        InvalidRequest: Its suffix is none, or the base takes no adapters.
+        PermissionDenied: The base's licence forbids it.
+    """
+    check_allows_tuning(card)
+    if suffix is not None:
+        check_suffix(suffix)
+    if card.task != "generate":
+        raise InvalidRequest(f"the model {card.id} takes no adapters", param="model")
+
+
 def public_name(base_model_id: str, organization: str, suffix: str | None) -> str:
     """Return a new name ``ft:<base>:<org>:<suffix>:<id>``; the id makes it the only one.
 
@@ -109,7 +123,7 @@ class Brought:
     """An adapter that somebody brings.
 
     Attributes:
-        folder: Its two files.
+        folder: Its two files; nobody reads it once they were taken.
         organization: Name of the organisation, for the public name.
         source: Where it comes from, as lineage says it.
         max_rank: Largest rank that engines of the base take.
@@ -156,11 +170,13 @@ class AdapterRegistry:
             InvalidRequest: Its suffix is none, or the base takes no adapters.
             PermissionDenied: The base's licence forbids it.
         """
-        check_allows_tuning(card)
-        suffix = None if brought.suffix is None else check_suffix(brought.suffix)
-        if card.task != "generate":
-            raise InvalidRequest(f"the model {card.id} takes no adapters", param="model")
+        check_may_bring(card, brought.suffix)
         adapter = self.take(brought.folder, card.id, base=base, max_rank=brought.max_rank)
+        return self.name(adapter, brought, card), adapter
+
+    def name(self, adapter: Adapter, brought: Brought, card: ModelCard) -> TunedModel:
+        """Give an adapter that was taken a public name."""
+        suffix = brought.suffix
         base_source = {"id": card.id, "source": list(card.source), "revision": card.revision}
         model = TunedModel(
             id=public_name(card.id, brought.organization, suffix),
@@ -179,7 +195,7 @@ class AdapterRegistry:
             published_at=None,
             deleted_at=None,
         )
-        return self.tuned_models.add(model), adapter
+        return self.tuned_models.add(model)
 
     def take(
         self,
@@ -191,7 +207,8 @@ class AdapterRegistry:
     ) -> Adapter:
         """Check an adapter, store its files and write it down; doing so twice is fine.
 
-        The files are stored before the row, so an adapter that is written down can be had.
+        Its row is written before its files are stored, so that nobody takes them for those of an
+        adapter that no model needs; nobody reads them before a model has it.
 
         Args:
             folder: The two files; nothing else may be in it.
@@ -205,16 +222,18 @@ class AdapterRegistry:
         """
         facts = check_adapter(folder, base, max_rank=max_rank)
         self.scratch_dir.mkdir(parents=True, exist_ok=True)
+        remove_old(self.scratch_dir, "tmp*")
         with tempfile.TemporaryDirectory(dir=self.scratch_dir) as scratch:
             kept = Path(scratch) / "adapter"
             keep_adapter(folder, kept, base_model_id, facts)
             # What was copied is what was checked, whatever happened to the folder meanwhile.
             facts = check_adapter(kept, base, max_rank=max_rank)
-            size_bytes = self.blobs.put_folder(blob_key_of(facts.id), kept, ADAPTER_NAMES)
-        return self.adapters.add(
-            facts.id,
-            base_model_id=base_model_id,
-            r=facts.r,
-            target_modules=facts.target_modules,
-            size_bytes=size_bytes,
-        )
+            adapter = self.adapters.add(
+                facts.id,
+                base_model_id=base_model_id,
+                r=facts.r,
+                target_modules=facts.target_modules,
+                size_bytes=sum((kept / name).stat().st_size for name in ADAPTER_NAMES),
+            )
+            self.blobs.put_folder(blob_key_of(facts.id), kept, ADAPTER_NAMES)
+        return adapter

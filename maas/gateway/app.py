@@ -24,6 +24,7 @@ from maas.core.errors import InvalidRequest, MaasError, MalformedBody, NotFound,
 from maas.core.ids import new_id
 from maas.core.settings import GatewaySettings
 from maas.gateway.adapters import routes as adapters
+from maas.gateway.adapters.door import ADAPTERS_PATH, AdapterDoor
 from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.control_writes import ControlWrites, Sealing
 from maas.gateway.errors import error_body, error_headers, status_of
@@ -105,10 +106,18 @@ class Gateway:
 class Dispatcher:
     """Sends relayed routes straight to the relay and everything else to FastAPI."""
 
-    def __init__(self, relayed: dict[str, ASGIApp], control: ASGIApp, files_in: ASGIApp) -> None:
+    def __init__(
+        self,
+        relayed: dict[str, ASGIApp],
+        control: ASGIApp,
+        *,
+        files_in: ASGIApp,
+        adapters_in: ASGIApp,
+    ) -> None:
         self._relayed = relayed
         self._control = control
         self._files_in = files_in
+        self._adapters_in = adapters_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -119,6 +128,9 @@ class Dispatcher:
                 return
             if takes_file(scope):
                 await self._files_in(scope, receive, send)
+                return
+            if scope["path"] == ADAPTERS_PATH:
+                await self._adapters_in(scope, receive, send)
                 return
         await self._control(scope, receive, send)
 
@@ -344,12 +356,15 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
         asgi=Dispatcher(
             relayed,
             control,
-            FileDoor(
+            files_in=FileDoor(
                 control,
                 relay=relay,
                 blobs=workshop.blobs,
                 joiner=Joiner(workshop.blobs, workshop.uploads),
                 settings=settings,
+            ),
+            adapters_in=AdapterDoor(
+                control, relay=relay, brought=workshop.brought_adapters, settings=settings
             ),
         ),
         metrics_asgi=_metrics_app(registry),

@@ -225,6 +225,15 @@ def check_may_upload(access: KeyAccess) -> None:
     _check(_permissions_in(access.project, access), Permission.FILES)
 
 
+def check_may_tune(access: KeyAccess) -> None:
+    """Check that a key may make tuned models in its project.
+
+    Raises:
+        PermissionDenied: It may not.
+    """
+    _check(_permissions_in(access.project, access), Permission.JOBS)
+
+
 def _permissions_in(project: Project, access: KeyAccess) -> frozenset[Permission]:
     if access.is_operator:
         return access.everywhere

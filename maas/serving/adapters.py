@@ -78,6 +78,10 @@ class AdapterShelf:
             shutil.rmtree(folder, ignore_errors=True)
             return self._checked(folder, adapter_id)
 
+    def forget(self, adapter_id: str) -> None:
+        """Remove this machine's copy; whoever wants it again fetches it again."""
+        shutil.rmtree(self._home / adapter_id, ignore_errors=True)
+
     def _checked(self, folder: Path, adapter_id: str) -> Path:
         self._home.mkdir(parents=True, exist_ok=True)
         self._folders.get_folder(blob_key_of(adapter_id), folder, ADAPTER_NAMES)
@@ -117,8 +121,8 @@ class AdapterKeeper:
     revision: Callable[[], int]
     on_held: Callable[[str], object]
     clock: Callable[[], float] = time.monotonic
-    _held: dict[str, None] = field(default_factory=dict)
-    _leaving: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, str] = field(default_factory=dict)
+    _leaving: dict[str, tuple[float, str]] = field(default_factory=dict)
     _troubles: dict[str, _Trouble] = field(default_factory=dict)
     _wanted: dict[str, Adapter] = field(default_factory=dict)
     _seen: int = -1
@@ -162,12 +166,11 @@ class AdapterKeeper:
     def _let_go(self) -> bool:
         gone = [name for name in self._held if name not in self._wanted]
         for name in gone:
-            del self._held[name]
-            self._leaving[name] = self.clock() + UNLOAD_AFTER_S
+            self._leaving[name] = (self.clock() + UNLOAD_AFTER_S, self._held.pop(name))
         return bool(gone)
 
     async def _unload(self, client: aiohttp.ClientSession, url: str) -> None:
-        for name, moment in list(self._leaving.items()):
+        for name, (moment, adapter_id) in list(self._leaving.items()):
             if name in self._wanted:
                 # Wanted again before it was gone; loading it twice is fine.
                 del self._leaving[name]
@@ -177,6 +180,8 @@ class AdapterKeeper:
                 except MaasError as error:
                     log.warning("%s is not unloaded: %s", name, error.message)
                 del self._leaving[name]
+                if not await asyncio.to_thread(self.adapters.is_needed, adapter_id):
+                    await asyncio.to_thread(self.shelf.forget, adapter_id)
 
     def _next(self) -> Adapter | None:
         """Return the adapter to load next: the newest, as somebody waits for it."""
@@ -195,7 +200,7 @@ class AdapterKeeper:
         except MaasError as error:
             await self._note(adapter, error)
             return False
-        self._held[name] = None
+        self._held[name] = adapter.id
         self._troubles.pop(name, None)
         await self._tell(adapter, None)
         log.info("%s is loaded", name)

@@ -6,7 +6,7 @@ charged. Each step may be done again, by anybody: bytes go before the row says s
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
 from maas.core.errors import MaasError
@@ -30,6 +30,7 @@ class StorageKeeper:
         uploads: Whose parts may go.
         blobs: The bytes.
         ledger: Charges.
+        known_weights: Which of some blob folders of whole weights a model has.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class StorageKeeper:
         *,
         blobs: Blobs,
         ledger: StorageLedger,
+        known_weights: Callable[[Collection[str]], set[str]],
     ) -> None:
         self._files = files
         self._uploads = uploads
         self._blobs = blobs
         self._ledger = ledger
+        self._known_weights = known_weights
 
     async def run(self, interval_s: float) -> None:
         """Sweep until cancelled; what fails is tried again the next time."""
@@ -79,15 +82,28 @@ class StorageKeeper:
         """Remove bytes that have had no row for a day; return of how many blobs."""
         self._blobs.sweep()
         num_removed = 0
-        for prefix, known in (("files", self._files.kept), ("uploads", self._uploads.known_parts)):
+        for prefix, known, name_of in (
+            ("files", self._files.kept, _last),
+            ("uploads", self._uploads.known_parts, _last),
+            # A job that was killed while it stored them, and never came back.
+            ("weights", self._known_weights, _folder),
+        ):
             old = (key for key, age_s in self._blobs.keys(prefix) if age_s > SPOOL_KEPT_S)
             for keys in _portions(old):
-                names = {key.rpartition("/")[2]: key for key in keys}
-                for name in names.keys() - known(names.keys()):
-                    log.info("removing %s, which nothing knows of", names[name])
-                    self._blobs.delete(names[name])
+                known_here = known({name_of(key) for key in keys})
+                for key in (key for key in keys if name_of(key) not in known_here):
+                    log.info("removing %s, which nothing knows of", key)
+                    self._blobs.delete(key)
                     num_removed += 1
         return num_removed
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _folder(key: str) -> str:
+    return "/".join(key.split("/")[:2])
 
 
 def _portions(keys: Iterable[str]) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
-from maas.core.errors import Conflict, NotFound
+from maas.core.errors import Conflict, NotFound, Unavailable
 from maas.store.database import Database, move_revision
 from maas.store.deployments import stop_models
 from maas.store.finetune_tables import AdapterRow, TunedModelRow
@@ -18,6 +18,8 @@ from maas.store.records import TunedName
 from maas.store.tables import DeploymentRow
 
 ENGINE_NAME_LENGTH = 24
+# Removing the files of one takes less.
+REMOVAL_S = 60.0
 MAX_PROBLEM_CHARS = 2000
 
 
@@ -123,7 +125,14 @@ class AdapterRepository:
         target_modules: tuple[str, ...],
         size_bytes: int,
     ) -> Adapter:
-        """Write down an adapter whose files are stored; doing so twice is fine."""
+        """Write down an adapter before its files are stored; doing so twice is fine.
+
+        For a while from now on its files are not given up, though no model has it yet.
+
+        Raises:
+            Unavailable: Its files, which no model needed, are being removed just now.
+        """
+        now = self._clock.now()
         with self._database.write(bump_revision=False) as session:
             row = session.get(AdapterRow, adapter_id)
             if row is None:
@@ -132,11 +141,12 @@ class AdapterRepository:
                     base_model_id=base_model_id,
                     r=r,
                     target_modules=list(target_modules),
-                    size_bytes=size_bytes,
                     problem=None,
-                    created_at=self._clock.now(),
                 )
                 session.add(row)
+            elif row.removed_at is not None and now - row.removed_at < REMOVAL_S:
+                raise Unavailable("the same adapter is being removed just now; try again shortly")
+            row.size_bytes, row.created_at, row.removed_at = size_bytes, now, None
             return adapter_of(row)
 
     def get(self, adapter_id: str) -> Adapter:
@@ -158,6 +168,12 @@ class AdapterRepository:
             row = session.get(AdapterRow, adapter_id)
             if row is not None:
                 row.problem = text
+
+    def is_needed(self, adapter_id: str) -> bool:
+        """Say whether some model has this adapter, of whatever base."""
+        living = select(TunedModelRow.id).where(TunedModelRow.adapter_id == adapter_id, ~_is_dead())
+        with self._database.read() as session:
+            return session.scalars(living).first() is not None
 
     def wanted(self, base_model_id: str) -> tuple[Adapter, ...]:
         """Return the adapters that replicas of a base should hold, oldest first."""

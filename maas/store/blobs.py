@@ -179,6 +179,7 @@ class Blobs:
         """
         if folder.exists():
             return
+        remove_old(folder.parent, ".*.new-*")
         new = folder.parent / f".{folder.name}.{new_id('new')}"
         new.mkdir(parents=True)
         try:
@@ -276,12 +277,7 @@ class Blobs:
                 )
 
     def _sweep_spool(self) -> None:
-        oldest = time.time() - SPOOL_KEPT_S
-        for path in self._spool_dir.glob("spool-*"):
-            # Another process may sweep, too, or its owner may be done.
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat(follow_symlinks=False).st_mtime < oldest:
-                    path.unlink()
+        remove_old(self._spool_dir, "spool-*")
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
@@ -342,6 +338,20 @@ def open_blobs(settings: Settings) -> Blobs:
         if settings.s3_endpoint:
             options["endpoint_url"] = settings.s3_endpoint
     return Blobs(settings.storage_url, spool_dir=settings.home / "spool", options=options)
+
+
+def remove_old(folder: Path, pattern: str) -> None:
+    """Remove files and folders of these names that whoever made them left there a day ago."""
+    oldest = time.time() - SPOOL_KEPT_S
+    for path in folder.glob(pattern):
+        # Another process may do the same, or its owner may be done.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat(follow_symlinks=False).st_mtime >= oldest:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _age_s(facts: dict[str, Any]) -> float:

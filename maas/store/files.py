@@ -99,6 +99,12 @@ class FileRepository:
         with self._database.read() as session:
             return record_of(self._living(session, project_id, file_id))
 
+    def find(self, file_id: str) -> StoredFile | None:
+        """Return a file of whatever project, deleted and expired ones too."""
+        with self._database.read() as session:
+            row = session.get(FileRow, file_id)
+            return None if row is None else record_of(row)
+
     def delete(self, project_id: str, file_id: str) -> None:
         """Take a file away; its bytes go with the next sweep.
 

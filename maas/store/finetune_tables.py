@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from maas.store.tables import Base
@@ -118,7 +118,11 @@ class JobEventRow(Base):
     message: Mapped[str] = mapped_column(ShortText(4096))
     type: Mapped[str]
     data: Mapped[dict[str, Any] | None]
-    __table_args__ = (UniqueConstraint("job_id", "key", name="uq_fine_tuning_events_job_id_key"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "key", name="uq_fine_tuning_events_job_id_key"),
+        # Each telling asks for the newest one, and lists are in this order.
+        Index("ix_fine_tuning_events_job_id_created_at", "job_id", "created_at"),
+    )
 
 
 class CheckpointRow(Base):
@@ -137,7 +141,11 @@ class CheckpointRow(Base):
 
 
 class AdapterRow(Base):
-    """A LoRA adapter by its content: the same bytes are the same adapter, whoever brought them."""
+    """A LoRA adapter by its content: the same bytes are the same adapter, whoever brought them.
+
+    ``removed_at`` says that its bytes were given up, as no model needs it; ``size_bytes`` is 0
+    once they are gone.
+    """
 
     __tablename__ = "adapters"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -147,6 +155,7 @@ class AdapterRow(Base):
     size_bytes: Mapped[int]
     problem: Mapped[str | None] = mapped_column(ShortText(4096))
     created_at: Mapped[float]
+    removed_at: Mapped[float | None]
 
 
 class TunedModelRow(Base):

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import and_, exists, or_, select
+from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -107,10 +107,13 @@ class UploadRepository:
         """
         with self._database.write(bump_revision=False) as session:
             upload = self._pending(session, project_id, part.upload_id)
-            known_parts = _parts_of(session, upload.id)
-            if len(known_parts) >= MAX_PARTS:
+            num_parts, total = session.execute(
+                select(func.count(), func.coalesce(func.sum(UploadPartRow.size_bytes), 0)).where(
+                    UploadPartRow.upload_id == upload.id
+                )
+            ).one()
+            if num_parts >= MAX_PARTS:
                 raise InvalidRequest(f"an upload has at most {MAX_PARTS} parts", param="data")
-            total = sum(known.size_bytes for known in known_parts)
             if total + part.size_bytes > upload.size_bytes:
                 raise InvalidRequest(
                     f"{total + part.size_bytes} bytes are more than the {upload.size_bytes} "

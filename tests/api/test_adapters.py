@@ -1,13 +1,16 @@
 """Adapters that were tuned elsewhere: two uploaded files become a tuned model."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from openai import OpenAI
 
 from maas.finetune.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from maas.finetune.registry import AdapterRegistry
 from maas.store.adapters import TunedState
 from maas.store.key_terms import KeyTerms
 from maas.store.records import Role
@@ -28,7 +31,7 @@ def upload(owner: OpenAI, name: str, content: bytes, purpose: str = "adapter") -
     return owner.files.create(file=(name, content), purpose=purpose).id  # type: ignore[arg-type]
 
 
-def bring(owner: OpenAI, *, config=CONFIG, weights=None, **fields):
+def bring(owner: OpenAI, *, config=CONFIG, weights=None, key: str | None = None, **fields):
     body = {
         "model": BASE,
         "config_file": upload(owner, CONFIG_NAME, json.dumps(config).encode()),
@@ -36,6 +39,7 @@ def bring(owner: OpenAI, *, config=CONFIG, weights=None, **fields):
         **fields,
     }
     headers = {"Authorization": f"Bearer {owner.api_key}"}
+    headers |= {"Idempotency-Key": key} if key else {}
     return owner._client.post("/adapters", json=body, headers=headers)
 
 
@@ -132,3 +136,41 @@ def test_problem_of_an_adapter_is_shown(gateway, owner):
     assert (seen["status"], seen["problem"]) == ("loading", "the engine refused it")
     assert gateway.store.tuned_models.find(made["id"]).state is TunedState.CANDIDATE
     assert time.time() - seen["created_at"] < 60
+
+
+def test_nobody_waits_while_an_adapter_is_checked(gateway, owner, monkeypatch):
+    """Not for the turn of changes, nor for the transaction of an Idempotency-Key."""
+    has_begun, may_end = threading.Event(), threading.Event()
+    take = AdapterRegistry.take
+
+    def slow(*args, **kwargs):
+        has_begun.set()
+        assert may_end.wait(10)
+        return take(*args, **kwargs)
+
+    monkeypatch.setattr(AdapterRegistry, "take", slow)
+    with ThreadPoolExecutor(1) as threads:
+        brought = threads.submit(bring, owner, key="once")
+        assert has_begun.wait(10)
+        began = time.monotonic()
+        upload(owner, "another", b"x")
+        waited_s = time.monotonic() - began
+        may_end.set()
+        assert brought.result().status_code == 200
+    assert waited_s < 2.0
+
+
+def test_repeated_request_is_answered_again_when_its_files_are_gone(gateway, owner, tenant):
+    body = {
+        "model": BASE,
+        "config_file": upload(owner, CONFIG_NAME, json.dumps(CONFIG).encode()),
+        "weights_file": upload(owner, WEIGHTS_NAME, safetensors_of(tensors_of())),
+    }
+    headers = {"Authorization": f"Bearer {owner.api_key}", "Idempotency-Key": "again"}
+    first = owner._client.post("/adapters", json=body, headers=headers)
+    owner.files.delete(body["weights_file"])
+    again = owner._client.post("/adapters", json=body, headers=headers)
+    assert (first.status_code, again.json()) == (200, first.json())
+    assert len(gateway.store.tuned_models.list(tenant.project.id)) == 1
+    other = owner._client.post("/adapters", json=body, headers={**headers, "Idempotency-Key": "b"})
+    assert other.status_code == 404

@@ -259,6 +259,7 @@ def test_file_that_cannot_be_kept_is_a_400(gateway, files, message) -> None:
     [
         ("../../etc/passwd", "passwd"),
         ("C:\\data\\t.jsonl", "t.jsonl"),
+        ("a/..", "file"),
         ("größe ☃.jsonl", "größe ☃.jsonl"),
         ("x" * 300 + ".jsonl", "x" * 249 + ".jsonl"),
     ],

@@ -140,6 +140,7 @@ def test_numbers_and_recipe_are_taken_from_method_or_from_the_old_place(shop):
         ({"suffix": "a:b"}, "suffix"),
         ({"suffix": "x" * 65}, "suffix"),
         ({"seed": -1}, "seed"),
+        ({"seed": True}, "seed"),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
         ({"hyperparameters": {"batch_size": 10**9}}, "hyperparameters.batch_size"),

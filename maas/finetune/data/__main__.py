@@ -36,7 +36,11 @@ def _measure_with(renderer: Renderer, max_length: int) -> Measure:
         elif method == "pretrain":
             examples = [*renderer.render_text(record["text"], max_length=max_length)]
         else:
-            examples = renderer.render(record["messages"], record.get("tools"))
+            messages, tools = record["messages"], record.get("tools")
+            too_many = renderer.num_tokens_over(messages, tools, max_length)
+            if too_many:
+                return Measured(too_many, too_many, too_many)
+            examples = renderer.render(messages, tools)
         lengths = [len(example.input_ids) for example in examples]
         targets = sum(example.num_targets for example in examples)
         return Measured(sum(lengths), targets, max(lengths, default=0))
@@ -65,13 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     _bound_memory()
-    measure, why_not = None, None
+    measure, marks, why_not = None, (), None
     if asked.model_dir is not None:
         try:
-            measure = _measure_with(Renderer(asked.model_dir), asked.max_length)
+            renderer = Renderer(asked.model_dir)
+            measure, marks = _measure_with(renderer, asked.max_length), renderer.marks
         except Exception as error:  # noqa: BLE001 - a tokenizer may fail in any way; all else is told
             why_not = str(error)
-    checker = Checker(asked.method, max_length=asked.max_length, measure=measure)
+    checker = Checker(asked.method, max_length=asked.max_length, measure=measure, marks=marks)
     if why_not is not None:
         checker.tell_no_tokenizer(asked.file, why_not)
     report = checker.check(asked.file, asked.validation)

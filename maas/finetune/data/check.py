@@ -4,13 +4,14 @@ import codecs
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from maas.core.errors import DataRefused
 from maas.finetune.data import records
+from maas.finetune.data.marks import Marks
 from maas.finetune.data.problems import DataReport, Problem, Problems, Tokens
 from maas.finetune.data.records import Finding
 from maas.finetune.recipe import Method
@@ -75,12 +76,21 @@ class Checker:
         method: What the data should teach.
         max_length: Longest example in tokens.
         measure: Counts tokens; none where there is no tokenizer.
+        marks: Control tokens of that tokenizer.
     """
 
-    def __init__(self, method: Method, *, max_length: int, measure: Measure | None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        *,
+        max_length: int,
+        measure: Measure | None,
+        marks: Collection[str] = (),
+    ) -> None:
         self._method: Method = method
         self._max_length = max_length
         self._measure = measure
+        self._marks = Marks(marks)
         self._problems = Problems()
 
     def check(self, train: Path, validation: Path | None = None) -> DataReport:
@@ -160,6 +170,9 @@ class Checker:
             return
         is_good = True
         for finding in records.findings(parsed, self._method):
+            self._tell(side, number, finding)
+            is_good = is_good and finding.is_warning
+        for finding in self._marks.findings(parsed, self._method) if is_good else ():
             self._tell(side, number, finding)
             is_good = is_good and finding.is_warning
         if len(side.seen) >= MAX_COMPARED:

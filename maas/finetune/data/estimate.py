@@ -77,3 +77,8 @@ def tokens_per_second(
         tuning: What learns.
     """
     return num_cores * FLOPS_PER_CORE / (FLOPS_PER_WEIGHT[tuning] * parameters)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: it is rough."""
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"

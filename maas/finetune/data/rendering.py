@@ -51,6 +51,9 @@ class Renderer:
 
     Args:
         model_dir: Folder with the tokenizer and its chat template.
+
+    Attributes:
+        marks: The tokenizer's control tokens, as they are written.
     """
 
     def __init__(self, model_dir: Path) -> None:
@@ -60,7 +63,7 @@ class Renderer:
         self._shapes: dict[str | None, ServingShape] = {}
         # The end of a turn need not be among the tokenizer's named special tokens (Gemma).
         added = self._tokenizer.added_tokens_decoder.values()
-        self._marks = tuple(
+        self.marks = tuple(
             {*self._tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
         )
 
@@ -105,6 +108,26 @@ class Renderer:
         if template not in self._shapes:
             self._shapes[template] = ServingShape(template)
         return self._shapes[template]
+
+    def num_tokens_over(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        most: int,
+    ) -> int:
+        """Return how many tokens a chat has if it has more than that, and 0 if not.
+
+        Before ``render``: that takes a chat of many turns apart turn by turn, which for one that
+        is much too long takes minutes.
+
+        Raises:
+            DataRefused: The template cannot render it.
+        """
+        text = self._checked_text(messages, tools)
+        if len(text) <= most:
+            return 0
+        num_tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return num_tokens if num_tokens > most else 0
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -189,7 +212,7 @@ class Renderer:
             return None
         # After the end of the turn a template may put a line break, which no model says.
         spoken = until.rstrip()
-        is_ended = spoken.endswith(self._marks)
+        is_ended = spoken.endswith(self.marks)
         _check_calls(messages[index], index, until[len(before) :])
         return len(before), len(spoken) if is_ended else len(until)
 

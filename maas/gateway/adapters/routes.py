@@ -9,6 +9,7 @@ from starlette.responses import StreamingResponse
 from maas.core.errors import ModelNotFound, NotFound
 from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.registry import blob_key_of, check_allows_export
+from maas.gateway.adapters.door import taken_of
 from maas.gateway.adapters.schemas import AdapterBody, AdapterObject, shown
 from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.authority import ProjectAuthority, in_own_project
@@ -29,9 +30,12 @@ _Service = Annotated[BroughtAdapters, Depends(_service)]
 
 
 @router.post("")
-def create_adapter(body: AdapterBody, who: _Who, service: _Service) -> AdapterObject:
+def create_adapter(
+    body: AdapterBody, request: Request, who: _Who, service: _Service
+) -> AdapterObject:
     """Make a tuned model of an adapter whose two files were uploaded with purpose ``adapter``."""
-    return shown(*service.create(who, body))
+    adapter = taken_of(request.scope)
+    return shown(service.create(who, body, adapter), adapter)
 
 
 @router.get("")

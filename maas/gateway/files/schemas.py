@@ -99,4 +99,6 @@ def checked_lifetime(anchor: str | None, lifetime_s: int | None) -> int:
 
 def safe_filename(name: str) -> str:
     """Return a file's name without the folders some clients send along."""
-    return name.replace("\\", "/").rsplit("/", 1)[-1][-255:] or "file"
+    last = name.replace("\\", "/").rsplit("/", 1)[-1][-255:]
+    # Whoever saves it under its name must not end up in another folder.
+    return "file" if last in {"", ".", ".."} else last

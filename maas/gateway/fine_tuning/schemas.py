@@ -8,8 +8,9 @@ from pydantic import BaseModel, Field
 from maas.gateway.organization.wire import Body, seconds
 from maas.store.job_records import Job, JobCheckpoint, JobEvent
 
-AutoInt = Literal["auto"] | int | None
-AutoFloat = Literal["auto"] | float | None
+# Strict: true is no number of epochs.
+AutoInt = Literal["auto"] | Annotated[int, Field(strict=True)] | None
+AutoFloat = Literal["auto"] | Annotated[float, Field(strict=True)] | None
 
 
 class HyperparametersBody(Body):
@@ -49,7 +50,7 @@ class JobBody(Body):
     training_file: Annotated[str, Field(min_length=1, max_length=255)]
     validation_file: Annotated[str | None, Field(max_length=255)] = None
     suffix: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = None
-    seed: Annotated[int | None, Field(ge=0, le=2**31 - 1)] = None
+    seed: Annotated[int | None, Field(strict=True, ge=0, le=2**31 - 1)] = None
     method: MethodBody | None = None
     hyperparameters: HyperparametersBody | None = None
     integrations: list[dict[str, Any]] | None = None

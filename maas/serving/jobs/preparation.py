@@ -1,27 +1,24 @@
 """Before training: the files fetched and checked, numbers filled in, money held, the spec made."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from maas.catalog.card import ModelCard
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
-from maas.core.errors import DataRefused, HostError, NotFound
+from maas.core.errors import DataRefused, NotFound
 from maas.core.settings import Settings
 from maas.engines.prepare import prepare_model
 from maas.engines.tuning import choose_dtype
 from maas.finetune.adapter_files import ADAPTER_NAMES, check_adapter
+from maas.finetune.data.child import check_files
+from maas.finetune.data.estimate import duration, tokens_per_second
 from maas.finetune.recipe import Hyperparameters, Recipe, load_recipes, resolve
 from maas.finetune.registry import blob_key_of
 from maas.finetune.train.spec import TrainSpec
 from maas.serving.jobs.desk import JobDesk
 from maas.serving.jobs.tools import Tools
 from maas.store.job_records import Job, JobChange, JobStatus, Telling
-
-CHECK_TIMEOUT_S = 3600.0
 
 
 class Preparation:
@@ -61,7 +58,8 @@ class Preparation:
             raise DataRefused(_summary(report), param="training_file")
         numbers = resolve(recipe, self._asked(), num_examples=report["num_examples"])
         tokens = int(report["num_tokens"]) * numbers.n_epochs
-        quote = self._tools.ledger.quote(self._job, tokens)
+        seconds = self._seconds(tokens, recipe, card)
+        quote = self._tools.ledger.quote(self._job, tokens, seconds=seconds)
         self._tools.ledger.hold(self._job, quote)
         self._desk.write(
             JobChange(
@@ -70,7 +68,11 @@ class Preparation:
                 resolved=numbers.model_dump(),
                 tellings=(
                     Telling("validated", "Files validated, moving job to queued state"),
-                    Telling("estimate", f"At most {tokens} tokens, {quote.cost} {quote.currency}"),
+                    Telling(
+                        "estimate",
+                        f"At most {tokens} tokens, {quote.cost} {quote.currency}; training takes "
+                        f"about {duration(seconds)}",
+                    ),
                 ),
                 is_released=True,
             )
@@ -109,6 +111,19 @@ class Preparation:
         if self._job.recipe not in recipes:
             raise DataRefused(f"there is no recipe {self._job.recipe!r}", param="recipe")
         return recipes[self._job.recipe]
+
+    def _seconds(self, num_tokens: int, recipe: Recipe, card: ModelCard) -> float:
+        """Return what training would take, roughly: of processors; a GPU is faster."""
+        cores = probe_machine(self._settings.weights_dir).num_cores
+        tuning = "full" if recipe.tuning == "full" else "lora"
+        speed = tokens_per_second(card.parameters, num_cores=cores, tuning=tuning)
+        return num_tokens / (speed * self._num_workers)
+
+    @property
+    def _num_workers(self) -> int:
+        finetune = self._settings.finetune
+        # Where there is one machine, workers share its cores.
+        return 1 if self._settings.serving.ray_address is None else finetune.num_workers
 
     def _asked(self) -> dict[str, Any]:
         method = dict(self._job.method)
@@ -156,24 +171,15 @@ class Preparation:
 
     def _report(self, recipe: Recipe, card: ModelCard) -> dict[str, Any]:
         train, validation = self._fetch()
-        command = [sys.executable, "-m", "maas.finetune.data", str(train), "--json"]
-        command += ["--method", recipe.method, "--model-dir", str(self._model_dir(card))]
-        command += ["--max-length", str(recipe.max_length or card.context)]
-        command += ["--validation", str(validation)] if validation else []
-        # A process of its own: whatever the data does to it, the runner lives.
-        try:
-            done = subprocess.run(  # noqa: S603 - our own module
-                command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataRefused(
-                f"checking the files took more than {CHECK_TIMEOUT_S:.0f} s", param="training_file"
-            ) from error
-        try:
-            return dict(json.loads(done.stdout))
-        except ValueError as error:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise HostError(f"the data check ended with {done.returncode}: {last}") from error
+        # In a process of its own: whatever the data does to it, the runner lives.
+        report = check_files(
+            train,
+            validation,
+            method=recipe.method,
+            model_dir=self._model_dir(card),
+            max_length=recipe.max_length or card.context,
+        )
+        return report.model_dump(mode="json")
 
 
 def _shaped_as(recipe: Recipe, adapter: Path) -> Recipe:

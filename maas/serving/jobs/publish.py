@@ -13,6 +13,7 @@ from typing import Any
 
 from maas.core.errors import ReceiptFailed
 from maas.core.settings import Settings
+from maas.finetune.code import code_version
 from maas.finetune.receipt.records import Receipt
 from maas.finetune.train.spec import CheckpointReport, TrainOutcome, TrainSpec
 from maas.serving.jobs.desk import JobDesk
@@ -25,6 +26,14 @@ from maas.store.job_records import Job, JobChange, JobStatus, Telling
 log = logging.getLogger(__name__)
 
 RESULT_PURPOSE = "fine-tune-results"
+# Columns of OpenAI's metrics file, with what events call them.
+_METRICS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_mean_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 
 
@@ -146,7 +155,9 @@ class Publisher:
     def _lineage(self, spec: TrainSpec) -> dict[str, Any]:
         job = self._job
         files = [name for name in (job.training_file, job.validation_file) if name]
-        data = {name: self._tools.files.get(job.project_id, name).sha256 for name in files}
+        # Rows stay when files are deleted.
+        known = {name: self._tools.files.find(name) for name in files}
+        data = {name: file.sha256 for name, file in known.items() if file is not None}
         card = self._tools.catalog.get_card(job.base_model_id)
         return {
             "job_id": job.id,
@@ -155,6 +166,7 @@ class Publisher:
             "recipe": spec.recipe.model_dump(mode="json"),
             "hyperparameters": dict(job.resolved or {}),
             "seed": spec.seed,
+            "code_version": code_version(),
             "parent": self._parent(),
         }
 
@@ -199,10 +211,9 @@ class Publisher:
         """Return the metrics of every step as a file; its bytes are stored."""
         text = io.StringIO()
         writer = csv.writer(text)
-        columns = ("step", "train_loss", "train_mean_token_accuracy", "valid_loss")
-        writer.writerow((*columns, "valid_mean_token_accuracy"))
+        writer.writerow(_METRICS)
         for row in self._tools.jobs.metrics(job.id):
-            writer.writerow([row.get(name, "") for name in (*columns, "valid_mean_token_accuracy")])
+            writer.writerow([row.get(name, "") for name in _METRICS.values()])
         incoming = self._tools.blobs.begin()
         incoming.write(text.getvalue().encode())
         file_id = new_file_id()

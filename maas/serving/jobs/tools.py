@@ -44,15 +44,20 @@ class Tools:
     def fetch_file(self, job: Job, file_id: str, folder: Path) -> Path:
         """Return a project's file on this machine's disk.
 
+        A job that has its files needs them nowhere else: deleting one, or its expiry, does not
+        take it from the job.
+
         Raises:
-            NotFound: It was deleted.
+            NotFound: It was deleted before the job had it.
         """
+        for suffix in (".txt", ".jsonl"):
+            here = folder / f"{file_id}{suffix}"
+            if here.exists():
+                return here
         file = self.files.get(job.project_id, file_id)
-        suffix = ".txt" if file.filename.endswith(".txt") else ".jsonl"
-        target = folder / f"{file.id}{suffix}"
-        if not target.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            self.blobs.download(file.blob_key, target)
+        target = folder / f"{file.id}{'.txt' if file.filename.endswith('.txt') else '.jsonl'}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.blobs.download(file.blob_key, target)
         return target
 
     def end(self, desk: JobDesk, ending: JobChange) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -150,9 +150,24 @@ def test_deleted_one_leaves_the_lease_first_and_the_engine_later(site):
     assert site.keep() == [True]
     assert site.keeper.held == ()
     assert site.engine.loaded
+    assert site.folder(model).is_dir()
     site.clock.advance(UNLOAD_AFTER_S)
     site.keep()
     assert not site.engine.loaded
+    assert not site.folder(model).exists()
+
+
+def test_copy_stays_while_a_model_of_another_base_has_the_same_adapter(site):
+    model = site.bring(1)
+    other = replace(model, id=f"{model.id}-other", base_model_id="another-base")
+    site.store.tuned_models.add(other)
+    site.keep(2)
+    site.store.tuned_models.delete(site.project_id, model.id)
+    site.keep()
+    site.clock.advance(UNLOAD_AFTER_S)
+    site.keep()
+    assert not site.engine.loaded
+    assert site.folder(model).is_dir()
 
 
 def test_one_that_is_wanted_again_before_it_was_gone_stays(site):

@@ -44,7 +44,13 @@ class Keeping:
     def restart(self) -> None:
         books = Books(self.database, self.clock)
         self.ledger = StorageLedger(self.database, self.clock, books, self.tariff)
-        self.keeper = StorageKeeper(self.files, self.uploads, blobs=self.blobs, ledger=self.ledger)
+        self.keeper = StorageKeeper(
+            self.files,
+            self.uploads,
+            blobs=self.blobs,
+            ledger=self.ledger,
+            known_weights=lambda keys: {key for key in keys if key == "weights/known"},
+        )
 
     def add(self, *, size: int = 10, claimed: int | None = None, lifetime_s: int | None = None):
         file_id = new_file_id()
@@ -140,7 +146,14 @@ def test_bytes_that_a_crash_left_without_a_row_go_after_a_day(keeping) -> None:
     file = keeping.add()
     keeping.put(file.blob_key, age_s=old)
     keeping.put("adapters/a/weights", age_s=old)
-    assert keeping.keeper.remove_strays() == 2
+    for name in ("known", "unknown"):
+        keeping.put(f"weights/{name}/part-1", age_s=old)
+    keeping.put("weights/unknown/part-2")
+    assert keeping.keeper.remove_strays() == 3
+    assert not keeping.blobs.exists("weights/unknown/part-1")
+    # Somebody stores it just now.
+    assert keeping.blobs.exists("weights/unknown/part-2")
+    assert keeping.blobs.exists("weights/known/part-1")
     assert keeping.blobs.exists("files/file-young")
     assert keeping.blobs.exists(file.blob_key)
     assert keeping.blobs.exists("adapters/a/weights")

@@ -110,6 +110,21 @@ def test_folder_without_all_its_files_leaves_none(blobs: Blobs, tmp_path: Path) 
     assert not list(tmp_path.glob(".here*"))
 
 
+def test_folder_that_a_dead_process_never_completed_is_removed_when_it_is_old(
+    blobs: Blobs, tmp_path: Path
+) -> None:
+    put(blobs, "adapters/h/config", b"c")
+    home = tmp_path / "copies"
+    old, young = home / ".a.new-1", home / ".b.new-2"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "config").write_bytes(b"half")
+    long_ago = time.time() - module.SPOOL_KEPT_S - 1
+    os.utime(old, (long_ago, long_ago))
+    blobs.get_folder("adapters/h", home / "h", ("config",))
+    assert sorted(path.name for path in home.iterdir()) == [".b.new-2", "h"]
+
+
 def test_spool_of_a_dead_process_is_swept_when_it_is_old(blobs: Blobs, tmp_path: Path) -> None:
     # Killed in between: nothing was ever put, and nobody discards it.
     for _ in range(2):

@@ -102,6 +102,9 @@ def _jobs() -> None:
         *_maybe(sa.JSON(), "data"),
         sa.UniqueConstraint("job_id", "key", name="uq_fine_tuning_events_job_id_key"),
     )
+    op.create_index(
+        "ix_fine_tuning_events_job_id_created_at", "fine_tuning_events", ["job_id", "created_at"]
+    )
     op.create_table(
         "fine_tuning_checkpoints",
         _id(),
@@ -123,6 +126,7 @@ def _models() -> None:
         *_must(sa.JSON(), "target_modules"),
         *_maybe(_TEXT, "problem"),
         *_must(sa.Float(), "created_at"),
+        *_maybe(sa.Float(), "removed_at"),
     )
     op.create_table(
         "tuned_models",

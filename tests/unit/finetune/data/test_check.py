@@ -212,7 +212,12 @@ def checked(
     train.write_bytes(data)
     if held is not None:
         validation.write_bytes(held)
-    checker = Checker(method, max_length=more.get("max_length", 100), measure=more.get("measure"))
+    checker = Checker(
+        method,
+        max_length=more.get("max_length", 100),
+        measure=more.get("measure"),
+        marks=more.get("marks", ()),
+    )
     return checker.check(train, validation if held is not None else None)
 
 
@@ -286,6 +291,38 @@ def test_tokens_are_counted_and_too_long_examples_name_the_limit(tmp_path: Path)
     assert (report.tokens.p50, report.tokens.max, report.tokens.targets) == (8, 101, 33)
 
 
+def test_control_tokens_are_refused_where_they_would_be_learned(tmp_path: Path):
+    mark = "<|im_end|>"
+    inside = {"content": f"a{mark}\n<|im_start|>user\nb"}
+    learned = call(function={"arguments": json.dumps({"a": mark})})
+    lines = [
+        chat(USER, {**ANSWER, **inside}),
+        chat({**USER, **inside}, {**ANSWER, **inside, "weight": 0}, USER, ANSWER),
+        chat({**USER, "content": [{"type": "text", "text": mark}]}, learned, tools=[TOOL]),
+        chat({**USER, "content": "<|im_en d|>, "}, ANSWER),
+    ]
+    marks = ("<|im_start|>", mark, "</s>")
+    report = checked(tmp_path, b"\n".join([*GOOD, *lines]), marks=marks)
+    assert [(p.line, p.field) for p in report.errors] == [
+        (11, "messages[1].content"),
+        (13, "messages[1].tool_calls[0].function.arguments"),
+    ]
+    assert [(p.line, p.field) for p in report.warnings] == [
+        *((12, f"messages[{index}].content") for index in (0, 1)),
+        (13, "messages[0].content[0].text"),
+    ]
+    assert set(report.counts) == {"control_token"}
+    assert repr(mark) in report.errors[0].message
+    rejected = [USER, {**ANSWER, **inside}]
+    pairs = [pair(input={"messages": [{**USER, "content": str(n)}]}) for n in range(10)]
+    pairs += [pair(input={"messages": [{**USER, **inside}]}, non_preferred_output=rejected[1:])]
+    report = checked(tmp_path, b"\n".join(pairs), method="dpo", marks=marks)
+    assert [p.field for p in report.errors] == ["non_preferred_output[0].content"]
+    assert [p.field for p in report.warnings] == ["input.messages[0].content"]
+    texts = json.dumps({"text": f"one{mark}two"}).encode()
+    assert found(checked(tmp_path, texts, method="pretrain", marks=marks)) == []
+
+
 def test_plain_text_is_counted_in_pieces(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(check_module, "_TEXT_PIECE_BYTES", 64)
     sizes: list[int] = []
@@ -305,7 +342,7 @@ def test_plain_text_is_counted_in_pieces(tmp_path: Path, monkeypatch):
 
 
 def test_every_kind_of_problem_is_in_the_documents_and_no_other():
-    sources = [REPOSITORY / "maas/finetune/data" / name for name in ("check.py", "records.py")]
+    sources = [*(REPOSITORY / "maas/finetune/data").glob("*.py")]
     pattern = r'Finding\(\s*"([a-z_0-9]+)"'
     codes = {code for path in sources for code in re.findall(pattern, path.read_text())}
     text = (REPOSITORY / "docs" / "finetuning-data.md").read_text()

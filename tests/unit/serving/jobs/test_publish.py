@@ -1,6 +1,7 @@
 """What a job made is published as it is served: whole weights on an engine of their own."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -250,6 +251,47 @@ def test_its_one_checkpoint_is_the_model_itself_and_it_is_charged_once(site, ful
     with site.tools.database.read() as session:
         rows = session.scalars(select(JournalRow).where(JournalRow.id == full.id)).all()
     assert [row.training_tokens for row in rows] == [full.trained_tokens]
+
+
+def test_metrics_file_has_openais_columns_and_a_row_for_each_step(site, full):
+    (file_id,) = full.result_files
+    text = b"".join(site.tools.blobs.read(site.tools.files.find(file_id).blob_key)).decode()
+    header, *rows = text.splitlines()
+    assert header == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert [row.partition(",")[0] for row in rows] == ["1", "2", "3", "4"]
+    assert all(len(row.split(",")[2]) > 0 for row in rows)
+
+
+def test_lineage_names_data_base_recipe_job_and_code(site, full):
+    lineage = site.tools.tuned_models.find(full.fine_tuned_model).lineage
+    assert lineage["data_sha256"] == {full.training_file: "0" * 64}
+    assert (lineage["job_id"], lineage["recipe"]["name"]) == (full.id, "full")
+    assert re.fullmatch(r"\d.*\+[0-9a-f]{12}", lineage["code_version"])
+
+
+def test_file_that_is_deleted_while_its_job_works_is_not_taken_from_it(site, full):
+    twin = site.finished_twin(full)
+    site.tools.fetch_file(twin, twin.training_file, site.settings.jobs_dir / twin.id / "data")
+    site.tools.files.delete(site.project_id, twin.training_file)
+    site.run_beside_engine(twin, never)
+    ended = site.tools.jobs.find(twin.id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.error
+    lineage = site.tools.tuned_models.find(ended.fine_tuned_model).lineage
+    assert lineage["data_sha256"] == {twin.training_file: "0" * 64}
+
+
+def test_job_whose_data_is_checked_says_what_it_costs_and_how_long_it_takes(site):
+    known = site.make_job("lora", records=chats(12))
+    again = NewJob(**{name: getattr(known, name) for name in NewJob.__dataclass_fields__})
+    job = site.tools.jobs.create(again)
+    site.run(job)
+    checked = site.tools.jobs.find(job.id)
+    assert checked.status is JobStatus.QUEUED, checked.error
+    assert (checked.report["num_examples"], checked.report["errors"]) == (12, [])
+    tokens = checked.report["num_tokens"] * checked.resolved["n_epochs"]
+    assert (checked.estimate["trained_tokens"], checked.estimate["seconds"] > 0) == (tokens, True)
+    told = site.tools.jobs.events(site.project_id, job.id, Window()).items
+    assert any(f"{tokens} tokens" in e.message and "takes about" in e.message for e in told)
 
 
 def test_operator_takes_its_engine_away_and_brings_it_back(site, full):
