@@ -52,7 +52,8 @@ def answers(client: OpenAI, model: str) -> bool:
         )
         return any(chunk.choices for chunk in stream)
     except APIStatusError as error:
-        if error.status_code in {404, 503}:
+        # 401: the key was made beside the gateway, which reads it a moment later.
+        if error.status_code in {401, 404, 503}:
             return False
         raise
 
