@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,9 +183,11 @@ mount -t tmpfs -o size=$((used + spare))k tmpfs "$folder"
 cp -a "$folder.was/." "$folder"; rm -r "$folder.was"
 exec "$@"
 """
-HAS_MOUNTS = not subprocess.run(
-    ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], check=False, capture_output=True
-).returncode
+_MOUNT = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+HAS_MOUNTS = (
+    shutil.which("unshare") is not None
+    and subprocess.run(_MOUNT, check=False, capture_output=True).returncode == 0
+)
 
 
 @pytest.mark.skipif(not HAS_MOUNTS, reason="this user may not mount a small disk")
