@@ -81,6 +81,8 @@ class Site:
                 labels={},
             )
         ).id
+        # It has no file: were it to run it would fail, and take its candidates with it.
+        self.store.jobs.pause(self.project_id, self.job_id)
 
     def candidate(self, folder: Path, base: BaseModules) -> TunedModel:
         """Store an adapter as a job does and write down its candidate."""
