@@ -1,0 +1,1 @@
+"""Models on devices: what makes, proves, ships and runs an ONNX bundle."""

@@ -1,0 +1,1 @@
+"""Runs one bundle on processors: batching, prefix cache, sampling, grammars, speculation."""
