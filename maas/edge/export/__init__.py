@@ -1,0 +1,1 @@
+"""Makes a bundle of a model: merged, shrunk, quantised, built, proved, packed."""

@@ -1,0 +1,70 @@
+"""What an export is asked for, and what it tells: read and written as JSON, light to import."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Target = Literal["cpu", "cuda", "mobile"]
+Precision = Literal["int4", "int8", "fp16"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QualityDemand(_Frozen):
+    """What a bundle must keep of the original."""
+
+    min_score_percent: float = Field(80.0, ge=0, le=100)
+    """Under this share of the original's task score the export is refused."""
+    goal_percent: float = Field(98.0, ge=0, le=100)
+    """What the search for settings tries to reach."""
+    force: bool = False
+    """Make it all the same, marked as forced."""
+
+
+class ExportSpec(_Frozen):
+    """One export, resolved: everything its process needs."""
+
+    model_id: str
+    base_model_id: str
+    model_dir: Path
+    """Safetensors, configuration and tokenizer of the original."""
+    adapter_dir: Path | None = None
+    """A PEFT adapter that is merged into it."""
+    target: Target = "cpu"
+    precision: Precision = "int4"
+    name: str
+    """Of the bundle."""
+    work_dir: Path
+    out_path: Path
+    signing_key: Path
+    task: Literal["generate", "embed"] = "generate"
+    max_model_len: int = Field(ge=1)
+    tool_call_parser: str | None = None
+    licence: dict[str, Any]
+    lineage: dict[str, Any] = {}
+    """Base, data, job, adapter: what the tuned model's registry says."""
+    quality: QualityDemand = QualityDemand()
+    held_data: Path | None = None
+    """Lines of chat messages the model was not tuned on."""
+    seed: int = 0
+    num_threads: int = Field(0, ge=0)
+    created_at: float
+
+
+class Progress(_Frozen):
+    """How far an export is."""
+
+    phase: str
+    percent: float = Field(ge=0, le=100)
+    message: str = ""
+
+
+class ExportResult(_Frozen):
+    """What came of it."""
+
+    bundle_path: Path
+    bundle_id: str
+    manifest: dict[str, Any]
