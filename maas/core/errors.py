@@ -37,6 +37,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── DoesNotFit              the model does not fit this machine
     ├── DataRefused                 training data cannot be used; the report lists why
     ├── AdapterRefused              an adapter is not safe, or does not fit its base
+    ├── BundleRefused               a bundle is not what its maker signed, or keeps too little
     ├── TrainingFailed              training ended without a model
     │   └── ReceiptFailed           the tuned model answers differently where it is served
     ├── WeightsError                weights could not be had
@@ -203,6 +204,10 @@ class DoesNotFit(ConfigError):
 
 class DataRefused(MaasError):
     code = "invalid_training_file"
+
+
+class BundleRefused(MaasError):
+    code = "bundle_refused"
 
 
 class AdapterRefused(MaasError):

@@ -15,6 +15,7 @@ STATUSES: dict[type[MaasError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "invalid_request_error"),
     errors.DataRefused: (400, "invalid_request_error"),
     errors.AdapterRefused: (400, "invalid_request_error"),
+    errors.BundleRefused: (400, "invalid_request_error"),
     errors.RequestTimedOut: (408, "invalid_request_error"),
     errors.PayloadTooLarge: (413, "invalid_request_error"),
     errors.AuthenticationFailed: (401, "authentication_error"),

@@ -23,7 +23,7 @@ FORMS = (
     "Write three short sentences about {}.",
     "Give me a list of facts about {}.",
     "Write a short dialogue about {}.",
-    "用中文简单介绍一下：{}。",
+    "用中文简单介绍一下 {}",
 )
 ROW_LENGTH = 256
 _MAX_NEW_TOKENS = 160

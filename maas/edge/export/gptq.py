@@ -169,8 +169,8 @@ def round_layers(
     return rounded
 
 
-class _Caught(Exception):  # noqa: N818 - no error: it ends a forward pass early
-    pass
+class _Caught(Exception):
+    """No error: ends a forward pass early."""
 
 
 def _first_inputs(

@@ -1,0 +1,1 @@
+"""The bundle: one file, content-addressed, signed, safe to unpack (docs/edge-bundles.md)."""

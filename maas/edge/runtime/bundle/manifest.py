@@ -1,0 +1,158 @@
+"""``bundle.json``: what is in a bundle, and what its id is made of."""
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+
+from maas.core.errors import BundleRefused
+
+SCHEMA_VERSION = 1
+MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_PARTS = 512
+MAX_PART_BYTES = 1 << 40
+_MAX_NAME = 200
+_MAX_DEPTH = 8
+_Role = Literal["model", "weights", "tokenizer", "template", "config", "adapter", "receipt", "card"]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a bundle."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    role: _Role
+
+
+class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter that is loaded at run time, by the folder its files are in."""
+
+    name: str
+    folder: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that is known of a bundle without opening its parts.
+
+    ``bundle_id`` is the SHA-256 of all other fields as canonical JSON; the parts are in it by
+    their hashes, so the same id is the same bytes.
+    """
+
+    schema_version: int
+    bundle_id: str
+    name: str
+    model_id: str
+    base_model_id: str
+    created_at: float
+    precision: str
+    target: str
+    task: Literal["generate", "embed"]
+    licence: dict[str, Any]
+    lineage: dict[str, Any]
+    parts: tuple[Part, ...]
+    adapters: tuple[Adapter, ...] = ()
+    ram_required_bytes: int
+    max_model_len: int
+    tool_call_parser: str | None = None
+    cost_card: dict[str, Any]
+    receipt: dict[str, Any]
+    marks: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all parts together."""
+        return sum(part.size_bytes for part in self.parts)
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def canonical(value: Any) -> bytes:
+    """Return a value as canonical JSON: sorted, without spaces, UTF-8."""
+    return json.dumps(
+        value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def with_id(manifest: Manifest) -> Manifest:
+    """Return a manifest with the id that its content has."""
+    return msgspec.structs.replace(manifest, bundle_id=id_of(manifest))
+
+
+def id_of(manifest: Manifest) -> str:
+    """Return the id that a manifest's content has."""
+    fields = msgspec.to_builtins(manifest)
+    del fields["bundle_id"]
+    return hashlib.sha256(canonical(fields)).hexdigest()
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the bytes of ``bundle.json``: what is signed."""
+    return canonical(msgspec.to_builtins(manifest))
+
+
+def decode(data: bytes) -> Manifest:
+    """Read and check ``bundle.json``.
+
+    Raises:
+        BundleRefused: It is of a newer schema, wrong, or names parts that no bundle has.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleRefused(f"{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version > SCHEMA_VERSION:
+            raise BundleRefused(
+                f"the bundle has schema {version} and this program knows {SCHEMA_VERSION}: "
+                "update maas-edge"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleRefused(f"{MANIFEST} is wrong: {error}") from error
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    if manifest.schema_version < 1:
+        raise BundleRefused(f"{MANIFEST}: no schema {manifest.schema_version}")
+    if manifest.bundle_id != id_of(manifest):
+        raise BundleRefused(f"{MANIFEST}: its content does not have the id it says")
+    if not 0 < len(manifest.parts) <= MAX_PARTS:
+        raise BundleRefused(f"{MANIFEST}: want 1 to {MAX_PARTS} parts, not {len(manifest.parts)}")
+    seen: set[str] = set()
+    for part in manifest.parts:
+        check_path(part.path)
+        # Some devices' file systems do not tell capitals from small letters.
+        if part.path.casefold() in seen:
+            raise BundleRefused(f"{MANIFEST}: two parts would be the file {part.path!r}")
+        seen.add(part.path.casefold())
+        if not 0 <= part.size_bytes <= MAX_PART_BYTES:
+            raise BundleRefused(f"{part.path}: no part has {part.size_bytes} bytes")
+        if len(part.sha256) != 64 or not set(part.sha256) <= set("0123456789abcdef"):
+            raise BundleRefused(f"{part.path}: its sha256 is none")
+
+
+def check_path(path: str) -> None:
+    """Check that a part's path stays inside a bundle, on every system.
+
+    Raises:
+        BundleRefused: It is absolute, climbs, is hidden, or has characters that mean something.
+    """
+    pieces = path.split("/")
+    is_odd = (
+        not path
+        or len(path) > _MAX_NAME
+        or len(pieces) > _MAX_DEPTH
+        or PurePosixPath(path).is_absolute()
+        or any(not piece or piece.startswith(".") or piece.endswith((".", " ")) for piece in pieces)
+        or any(ord(char) < 33 or char in '\\:*?"<>|\x7f' for char in path)
+        or path.casefold() in {MANIFEST, SIGNATURE}
+    )
+    if is_odd:
+        raise BundleRefused(f"{path[:80]!r} is no path of a part: want a plain relative one")
