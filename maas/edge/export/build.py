@@ -126,7 +126,10 @@ def pack(values: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.ui
     padded = np.full((num_outputs, num_blocks * block_size), 1 << (bits - 1), np.uint8)
     padded[:, :num_inputs] = values
     blocks = padded.reshape(num_outputs, num_blocks, block_size)
-    return blocks if bits == 8 else blocks[..., 0::2] | (blocks[..., 1::2] << 4)
+    if bits == 8:
+        return blocks
+    high = np.left_shift(blocks[..., 1::2], 4, dtype=np.uint8)
+    return np.bitwise_or(blocks[..., 0::2], high)
 
 
 def _modules_of(node: str, rounded: Mapping[str, Rounded]) -> list[Rounded] | None:

@@ -12,7 +12,7 @@ block gets the one value more that the grid has below zero.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,13 +160,17 @@ def round_layers(
         for group in _groups(block, states[0], calls[0]):
             hessian = _hessian(block, group[0], states, calls)
             for name in group:
-                linear = block.get_submodule(name)
+                linear = _linear(block, name)
                 result = round_weight(linear.weight.data, hessian, grid)
                 linear.weight.data = result.weight().to(linear.weight.dtype)
                 rounded[f"model.layers.{index}.{name}"] = result
         states = [_run(block, state, call) for state, call in zip(states, calls, strict=True)]
         tell((index + 1) / len(blocks))
     return rounded
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    return cast("nn.Linear", block.get_submodule(name))
 
 
 class _Caught(Exception):
@@ -237,8 +241,8 @@ def _hessian(
     block: nn.Module, name: str, states: Sequence[Tensor], calls: Sequence[dict[str, Any]]
 ) -> Tensor:
     """Return the sum of the outer products of a linear layer's inputs."""
-    linear = block.get_submodule(name)
-    size = linear.weight.shape[1]
+    linear = _linear(block, name)
+    size = linear.in_features
     total = torch.zeros(size, size)
 
     def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:

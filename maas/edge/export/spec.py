@@ -16,9 +16,9 @@ class _Frozen(BaseModel):
 class QualityDemand(_Frozen):
     """What a bundle must keep of the original."""
 
-    min_score_percent: float = Field(80.0, ge=0, le=100)
+    min_score_percent: float = Field(default=80.0, ge=0, le=100)
     """Under this share of the original's task score the export is refused."""
-    goal_percent: float = Field(98.0, ge=0, le=100)
+    goal_percent: float = Field(default=98.0, ge=0, le=100)
     """What the search for settings tries to reach."""
     force: bool = False
     """Make it all the same, marked as forced."""
@@ -50,7 +50,7 @@ class ExportSpec(_Frozen):
     held_data: Path | None = None
     """Lines of chat messages the model was not tuned on."""
     seed: int = 0
-    num_threads: int = Field(0, ge=0)
+    num_threads: int = Field(default=0, ge=0)
     created_at: float
 
 

@@ -1,0 +1,82 @@
+"""Starts a server on an unpacked bundle and keeps it until it is told to stop."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+from tokenizers import Tokenizer
+
+from maas.core.errors import ConfigError
+from maas.edge.runtime.engine.contract import Engine
+from maas.edge.runtime.engine.core import OnnxEngine
+from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
+from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.server.app import EdgeServer, Served
+from maas.edge.runtime.server.templates import load_template
+
+log = logging.getLogger(__name__)
+
+# The engine's thread waits for Python's lock this long at most when the server holds it.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+def open_engine(folder: Path, options: EngineOptions) -> Engine:
+    """Open the engine a folder needs.
+
+    Raises:
+        ConfigError: There is no model in it.
+    """
+    return EmbedEngine(folder, options) if is_embedding(folder) else OnnxEngine(folder, options)
+
+
+def open_served(folder: Path, name: str, options: EngineOptions) -> Served:
+    """Open all that a server answers with.
+
+    Raises:
+        ConfigError: The folder is no unpacked bundle.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        # Its exceptions share no base but this one.
+        raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
+    return Served(name, open_engine(folder, options), tokenizer, load_template(folder))
+
+
+async def serve(served: Served, address: Address, on_ready: Callable[[int], None]) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        served: What to answer with.
+        address: Where; port 0 takes a free one.
+        on_ready: Told the port.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    # Without it a client that leaves would have its answer computed to the end.
+    runner = web.AppRunner(
+        EdgeServer(served).make_app(), handler_cancellation=True, access_log=None
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, address.host, address.port)
+    await site.start()
+    on_ready(runner.addresses[0][1])
+    await stop.wait()
+    await asyncio.to_thread(served.engine.close)
+    await runner.cleanup()

@@ -1,0 +1,105 @@
+"""A model's chat template, rendered as transformers renders it.
+
+Source: transformers, docs/chat_templating_writing: what a template may use. Templates come with
+models, so they run in a sandbox.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from maas.core.errors import CapabilityMissing, ConfigError, InvalidRequest
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+
+class ChatTemplate:
+    """Turns messages into a prompt.
+
+    Args:
+        source: The template; none: the model has no chat.
+        special: Its special tokens by name.
+    """
+
+    def __init__(self, source: str | None, special: Mapping[str, str]) -> None:
+        self._special = dict(special)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _now
+        try:
+            self._template = None if source is None else environment.from_string(source)
+        except TemplateError as error:
+            raise ConfigError(f"the chat template is wrong: {error}") from error
+
+    @property
+    def exists(self) -> bool:
+        """Whether the model has one."""
+        return self._template is not None
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> str:
+        """Return the prompt that asks for the next answer.
+
+        Raises:
+            CapabilityMissing: The model has no chat template.
+            InvalidRequest: The template refuses these messages.
+        """
+        if self._template is None:
+            raise CapabilityMissing("this model has no chat template: use /v1/completions")
+        try:
+            return self._template.render(
+                messages=messages, tools=tools, add_generation_prompt=True, **self._special
+            )
+        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+
+def load_template(folder: Path) -> ChatTemplate:
+    """Read the chat template of a bundle's folder."""
+    config: dict[str, Any] = {}
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+    special = {name: _text(config[name]) for name in _SPECIAL if config.get(name)}
+    own = folder / "chat_template.jinja"
+    source = own.read_text(encoding="utf-8") if own.exists() else config.get("chat_template")
+    if isinstance(source, list):
+        source = next((item["template"] for item in source if item["name"] == "default"), None)
+    return ChatTemplate(source, special)
+
+
+def _text(token: Any) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Without the escapes of HTML that jinja2's own filter adds.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now(UTC).strftime(form)
