@@ -7,6 +7,7 @@ import typer
 from maas.cli import audit, data, deploy, job, key, limit, model, org, price, project, webhook
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
+from maas.cli.export import export
 from maas.cli.output import fail
 from maas.cli.processes import controller, gateway
 from maas.cli.status import status
@@ -37,6 +38,7 @@ app.command()(chat)
 app.command()(gateway)
 app.command()(controller)
 app.command()(usage)
+app.command()(export)
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")

@@ -17,6 +17,8 @@ from maas.edge.export.gptq import Rounded
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 _LAYER = re.compile(r"^/model/layers\.(\d+)/(attn|mlp)/(\w+)_proj/MatMul")
+# The builder's names of the targets. A phone's processors run what a server's run.
+PROVIDERS = {"cpu": "cpu", "mobile": "cpu", "cuda": "cuda"}
 # What the builder packs into one product.
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _PARTS = {"attn": "self_attn", "mlp": "mlp"}

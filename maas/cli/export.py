@@ -1,0 +1,94 @@
+"""``maas export``: from a model to a verified bundle for a device, in one call."""
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from maas.bootstrap import resolve_settings
+from maas.bootstrap.exports import export_here
+from maas.cli.output import JsonFlag, emit
+from maas.core.errors import ConfigError
+from maas.edge.export.spec import ExportResult, Precision, Progress, QualityDemand, Target
+
+_PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
+_TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
+
+
+def export(  # noqa: PLR0913 - one a flag
+    model: Annotated[str, typer.Argument(help="Model id, as in: maas model list.")],
+    out: Annotated[Path, typer.Option(help="File to write, by custom *.maas.")],
+    target: Annotated[str, typer.Option(help=", ".join(_TARGETS))] = "cpu",
+    precision: Annotated[str, typer.Option(help=", ".join(_PRECISIONS))] = "int4",
+    min_score: Annotated[
+        float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
+    ] = 80.0,
+    force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Quantise a model, prove it against the original, and pack it into one signed file."""
+    if target not in _TARGETS:
+        raise ConfigError(f"--target {target}: want {', '.join(_TARGETS)}", param="target")
+    if precision not in _PRECISIONS:
+        raise ConfigError(
+            f"--precision {precision}: want {', '.join(_PRECISIONS)}", param="precision"
+        )
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name a file")
+    with _bar(is_quiet=as_json) as bar:
+        task = bar.add_task("starting", total=100)
+
+        def report(progress: Progress) -> None:
+            what = progress.message or progress.phase
+            bar.update(task, completed=progress.percent, description=what)
+
+        result = export_here(
+            resolve_settings(),
+            model,
+            target=_TARGETS[target],
+            precision=_PRECISIONS[precision],
+            quality=QualityDemand(min_score_percent=min_score, force=force),
+            out=out,
+            report=report,
+        )
+    shown: dict[str, Any] = {
+        "bundle_id": result.bundle_id,
+        "path": str(result.bundle_path),
+        "size_bytes": result.bundle_path.stat().st_size,
+        "receipt": result.manifest["receipt"],
+        "cost_card": result.manifest["cost_card"],
+        "marks": list(result.manifest["marks"]),
+    }
+    emit(shown, as_json=as_json, render=lambda console: _render(console, result, shown))
+
+
+def _bar(*, is_quiet: bool) -> Bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Bar(*columns, console=Console(stderr=True), disable=is_quiet)
+
+
+def _render(console: Console, result: ExportResult, shown: dict[str, Any]) -> None:
+    receipt, cost = shown["receipt"], shown["cost_card"]
+    energy = cost["energy_j_per_token"]
+    rows = {
+        "bundle": result.bundle_id,
+        "file": shown["path"],
+        "size": f"{shown['size_bytes'] / 1e6:.1f} MB",
+        "keeps of the original's score": f"{receipt['score_percent']:.1f} %",
+        "greedy tokens that agree": f"{100 * receipt['greedy_agreement']:.1f} %",
+        "perplexity, times the original's": f"{receipt['perplexity_ratio']:.3f}",
+        "verdict": receipt["verdict"],
+        "load": f"{cost['load_s']:.2f} s",
+        "prefill, decode": f"{cost['prefill_tok_s']:.0f}, {cost['decode_tok_s']:.0f} tok/s",
+        "memory at most": f"{cost['ram_peak_bytes'] / 1e6:.0f} MB",
+        "energy": cost["energy_note"] if energy is None else f"{energy:.3f} J a token",
+        "measured on": f"{cost['machine']}, {cost['num_threads']} threads",
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

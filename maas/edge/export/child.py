@@ -1,0 +1,55 @@
+"""``python -m maas.edge.export.child SPEC.json``: one export in a process of its own.
+
+It tells on standard output, a line of JSON each: ``{"progress": ...}`` as it goes, and at the end
+``{"result": ...}`` or ``{"error": {"code", "message", "param"}}``. It ends when its parent does.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from maas.core.errors import MaasError
+from maas.core.lifeline import LIFELINE_FLAG, end_with_parent
+from maas.edge.export.pipeline import run
+from maas.edge.export.spec import ExportSpec, Progress
+
+_NICENESS = 10
+
+
+def main(arguments: list[str]) -> int:
+    """Run one export; the exit code."""
+    if LIFELINE_FLAG in arguments:
+        end_with_parent()
+    told = _take_stdout()
+    os.nice(_NICENESS)
+    spec = ExportSpec.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
+
+    def report(progress: Progress) -> None:
+        _tell(told, {"progress": progress.model_dump()})
+
+    try:
+        result = run(spec, report)
+    except MaasError as error:
+        param = error.context.get("param")
+        _tell(told, {"error": {"code": error.code, "message": error.message, "param": param}})
+        return 1
+    _tell(told, {"result": result.model_dump(mode="json")})
+    return 0
+
+
+def _take_stdout() -> IO[str]:
+    """Keep standard output for what is told: libraries print to it, and go to standard error."""
+    told = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return told
+
+
+def _tell(told: IO[str], line: dict[str, Any]) -> None:
+    told.write(json.dumps(line) + "\n")
+    told.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

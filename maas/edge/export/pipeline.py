@@ -1,0 +1,235 @@
+"""One export, from weights to a signed bundle. Runs in a process of its own: it loads torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
+from maas.edge.export.build import PROVIDERS, BuildOptions, build
+from maas.edge.export.calibration import encode_prompts, write_rows
+from maas.edge.export.merge import merge_adapter
+from maas.edge.export.quantise import Source, search
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress
+from maas.edge.quality.measure import QualityReceipt, Reference, measure, take_reference
+from maas.edge.quality.scorers import OnnxScorer, TorchScorer
+from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
+from maas.edge.runtime.bundle.archive import hash_file, pack
+from maas.edge.runtime.bundle.manifest import Manifest, Part
+from maas.edge.runtime.bundle.signing import load_or_make_key
+from maas.edge.runtime.engine.options import EngineOptions
+
+CALIBRATION_ROWS = 48
+_ROLES = {
+    **{"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"},
+    **{"chat_template.jinja": "template", "receipt.json": "receipt"},
+}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# What runs beside the weights: activations, the libraries, a short context.
+_RAM_MARGIN = 1.1
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The model as it was, loaded."""
+
+    model_dir: Path
+    model: Any
+    tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's tokens."""
+        return self.tokenizer(text).input_ids
+
+    def scorer(self) -> TorchScorer:
+        """Return it as one side of a comparison."""
+        eos = self.model.generation_config.eos_token_id
+        return TorchScorer(self.model, frozenset(eos if isinstance(eos, list) else [eos]))
+
+
+def run(spec: ExportSpec, report: Report) -> ExportResult:
+    """Make a bundle.
+
+    Args:
+        spec: What is wanted.
+        report: Told how far it is.
+
+    Raises:
+        BundleRefused: It keeps too little of the original.
+        CapabilityMissing: This combination cannot be made, or proved, here.
+        EngineError: The graph cannot be built.
+        DiskFull: No room.
+    """
+    _check(spec)
+    if spec.num_threads:
+        torch.set_num_threads(spec.num_threads)
+    spec.work_dir.mkdir(parents=True, exist_ok=True)
+    original = _load(spec, report)
+    report(Progress(phase="reference", percent=5, message="asking the original"))
+    reference = _reference(original)
+    folder = spec.work_dir / "bundle"
+    tried = _make_graph(spec, original, reference, folder, report)
+    report(Progress(phase="quality", percent=80, message="comparing with the original"))
+    proof = measure(
+        reference,
+        OnnxScorer(folder, EngineOptions(num_threads=spec.num_threads)),
+        original.encode,
+        min_score_percent=spec.quality.min_score_percent,
+        goal_percent=spec.quality.goal_percent,
+        force=spec.quality.force,
+    )
+    receipt = {"quality": msgspec.to_builtins(proof), "search": tried, "seed": spec.seed}
+    if proof.verdict == "refused":
+        raise BundleRefused(
+            f"the bundle keeps {proof.score_percent:.1f} % of the original's score and "
+            f"{proof.min_score_percent:.0f} % are asked for: take a higher precision, or force it"
+        )
+    _finish_folder(spec, original.model_dir, folder, receipt)
+    report(Progress(phase="cost", percent=90, message="measuring speed and memory"))
+    cost = _cost(folder, spec.num_threads)
+    report(Progress(phase="packing", percent=97, message="packing and signing"))
+    manifest = _manifest(spec, folder, proof, cost)
+    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
+    shutil.rmtree(spec.work_dir, ignore_errors=True)
+    return ExportResult(
+        bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
+    )
+
+
+def _check(spec: ExportSpec) -> None:
+    if spec.task == "embed":
+        raise CapabilityMissing("export of embedding models is not offered yet")
+    if spec.precision == "fp16" and spec.target != "cuda":
+        raise CapabilityMissing(
+            f"fp16 on target {spec.target}: onnxruntime has no fp16 products for processors; take "
+            "int8, which keeps the score and is faster",
+            param="precision",
+        )
+    if spec.target == "cuda" and not torch.cuda.is_available():
+        raise CapabilityMissing(
+            "target cuda: a bundle is proved where it is made, and this machine has no GPU",
+            param="target",
+        )
+
+
+def _load(spec: ExportSpec, report: Report) -> _Original:
+    model_dir = spec.model_dir
+    if spec.adapter_dir is not None:
+        report(Progress(phase="merging", percent=1, message="merging the adapter"))
+        model_dir = merge_adapter(spec.model_dir, spec.adapter_dir, spec.work_dir / "merged")
+    report(Progress(phase="loading", percent=2, message=f"loading {spec.model_id}"))
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).eval()
+    return _Original(model_dir, model, tokenizer)
+
+
+def _reference(original: _Original) -> Reference:
+    texts = encode_prompts(original.tokenizer, GOLDEN_PROMPTS)
+    has_chat = bool(original.tokenizer.chat_template)
+    prompts = [original.tokenizer(t, add_special_tokens=not has_chat).input_ids for t in texts]
+    return take_reference(original.scorer(), held_tasks(), prompts, original.encode)
+
+
+def _make_graph(
+    spec: ExportSpec, original: _Original, reference: Reference, folder: Path, report: Report
+) -> list[dict[str, Any]]:
+    if spec.precision == "fp16":
+        report(Progress(phase="building", percent=40))
+        build(original.model_dir, folder, BuildOptions(PROVIDERS[spec.target], "fp16"))
+        return []
+    report(Progress(phase="calibrating", percent=15, message="writing calibration text"))
+    rows = write_rows(
+        original.model,
+        original.tokenizer,
+        num_rows=CALIBRATION_ROWS,
+        seed=spec.seed,
+        tell=lambda share: report(Progress(phase="calibrating", percent=15 + 20 * share)),
+    )
+    tried = search(
+        Source(original.model_dir, original.model, rows),
+        reference,
+        folder,
+        spec=spec,
+        tell=lambda share, what: report(
+            Progress(phase="quantising", percent=35 + 45 * share, message=what)
+        ),
+    )
+    return [item.plain() for item in tried]
+
+
+def _finish_folder(
+    spec: ExportSpec, model_dir: Path, folder: Path, receipt: Mapping[str, Any]
+) -> None:
+    """Put beside the graph what its users need, and nothing else."""
+    for name in _TOKENIZER_FILES:
+        # The builder writes them again, larger: the original's bytes are the model's own.
+        if (model_dir / name).exists():
+            shutil.copyfile(model_dir / name, folder / name)
+    if (model_dir / "chat_template.jinja").exists():
+        shutil.copyfile(model_dir / "chat_template.jinja", folder / "chat_template.jinja")
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["context_length"] = spec.max_model_len
+    config["search"]["max_length"] = spec.max_model_len
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
+
+
+def _cost(folder: Path, num_threads: int) -> dict[str, Any]:
+    """Measure in a process of its own: this one's memory is torch's."""
+    command = [sys.executable, "-P", "-m", "maas.edge.runtime.bench", str(folder)]
+    done = subprocess.run(  # noqa: S603 - our own module
+        [*command, "--threads", str(num_threads)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EngineError(f"the bundle does not run: {last}")
+    return json.loads(done.stdout)
+
+
+def _manifest(
+    spec: ExportSpec, folder: Path, proof: QualityReceipt, cost: dict[str, Any]
+) -> Manifest:
+    paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    parts = tuple(
+        Part(name, (folder / name).stat().st_size, hash_file(folder / name), _role(name))
+        for name in paths
+    )
+    return Manifest(
+        schema_version=1,
+        bundle_id="",
+        name=spec.name,
+        model_id=spec.model_id,
+        base_model_id=spec.base_model_id,
+        created_at=spec.created_at,
+        precision=spec.precision,
+        target=spec.target,
+        task=spec.task,
+        licence=spec.licence,
+        lineage=spec.lineage,
+        parts=parts,
+        ram_required_bytes=int(cost["ram_peak_bytes"] * _RAM_MARGIN),
+        max_model_len=spec.max_model_len,
+        tool_call_parser=spec.tool_call_parser,
+        cost_card=cost,
+        receipt={
+            "score_percent": proof.score_percent,
+            "greedy_agreement": proof.greedy_agreement,
+            "perplexity_ratio": proof.perplexity_ratio,
+            "verdict": proof.verdict,
+        },
+        marks=("forced",) if proof.verdict == "forced" else (),
+    )
+
+
+def _role(name: str) -> Any:
+    return _ROLES.get(name, "config")

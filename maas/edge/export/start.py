@@ -1,0 +1,64 @@
+"""Starts an export in a process of its own and passes on what it tells."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from maas.core.errors import BundleRefused, CapabilityMissing, EngineError, MaasError
+from maas.core.lifeline import LIFELINE_FLAG
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress
+
+_ERRORS: dict[str, type[MaasError]] = {
+    kind.code: kind for kind in (BundleRefused, CapabilityMissing, EngineError)
+}
+_LOG = "export.log"
+
+
+def run_export(spec: ExportSpec, report: Callable[[Progress], None]) -> ExportResult:
+    """Run an export; its process ends when this one does.
+
+    Args:
+        spec: What is wanted.
+        report: Told how far it is.
+
+    Raises:
+        BundleRefused: It keeps too little of the original.
+        CapabilityMissing: It cannot be made, or proved, here.
+        EngineError: Its process failed; the message is the last line it wrote.
+    """
+    spec.work_dir.mkdir(parents=True, exist_ok=True)
+    written = spec.work_dir / "spec.json"
+    written.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "maas.edge.export.child", str(written), LIFELINE_FLAG]
+    log = spec.work_dir / _LOG
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(  # noqa: S603 - our own module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child,
+    ):
+        result: ExportResult | None = None
+        failure: MaasError | None = None
+        for line in child.stdout or ():
+            told = json.loads(line)
+            if "progress" in told:
+                report(Progress.model_validate(told["progress"]))
+            elif "result" in told:
+                result = ExportResult.model_validate(told["result"])
+            else:
+                kind = _ERRORS.get(told["error"]["code"], EngineError)
+                failure = kind(told["error"]["message"], param=told["error"]["param"])
+    if failure is not None:
+        raise failure
+    if result is None:
+        raise EngineError(f"the export's process ended: {_last_line(log)}")
+    return result
+
+
+def _last_line(log: Path) -> str:
+    if not log.exists():
+        return "it said nothing"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,1 @@
+"""What a bundle keeps of the original: tasks, golden prompts, perplexity."""

@@ -1,0 +1,127 @@
+"""Measures a bundle on this machine: what its cost card and ``maas-edge bench`` say.
+
+Run as ``python -m maas.edge.runtime.bench FOLDER``: memory is a process's, so each has its own.
+"""
+
+import argparse
+import platform
+import queue
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from maas.core.errors import MaasError
+from maas.edge.runtime.energy import EnergyMeter
+from maas.edge.runtime.engine.contract import Engine, Output, SamplingParams
+from maas.edge.runtime.engine.core import OnnxEngine
+from maas.edge.runtime.engine.options import EngineOptions
+
+NUM_PROMPT_TOKENS = 256
+NUM_NEW_TOKENS = 64
+_ROUNDS = 3
+
+
+class CostCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bundle costs where it was measured.
+
+    Attributes:
+        size_bytes: Of all its parts.
+        ram_peak_bytes: Of the process, with one request of 256 and 64 tokens.
+        load_s: From its files to the first request.
+        prefill_tok_s: Prompt tokens a second, one request.
+        decode_tok_s: Answer tokens a second, one request, nothing guessed.
+        energy_j_per_token: Of an answer token; none where the machine cannot tell.
+        energy_note: How it was measured, or why not.
+    """
+
+    size_bytes: int
+    ram_peak_bytes: int
+    load_s: float
+    prefill_tok_s: float
+    decode_tok_s: float
+    energy_j_per_token: float | None
+    energy_note: str
+    num_threads: int
+    machine: str
+
+
+def measure_cost(folder: Path, num_threads: int) -> CostCard:
+    """Measure a bundle's cost in this process.
+
+    Raises:
+        ConfigError: The folder holds no model.
+    """
+    started = time.perf_counter()
+    # Nothing guessed, nothing remembered: what every token costs.
+    options = EngineOptions(
+        num_threads=num_threads, max_num_seqs=1, prefix_cache_bytes=0, max_draft_tokens=0
+    )
+    engine = OnnxEngine(folder, options)
+    load_s = time.perf_counter() - started
+    try:
+        meter = EnergyMeter()
+        runs = [_run(engine, shift) for shift in range(_ROUNDS)]
+        joules = meter.joules_since_start()
+    finally:
+        engine.close()
+    num_tokens = _ROUNDS * (NUM_NEW_TOKENS + NUM_PROMPT_TOKENS)
+    return CostCard(
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        ram_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        load_s=round(load_s, 3),
+        prefill_tok_s=round(statistics.median(run[0] for run in runs), 1),
+        decode_tok_s=round(statistics.median(run[1] for run in runs), 1),
+        energy_j_per_token=None if joules is None else round(joules / num_tokens, 4),
+        energy_note=meter.note,
+        num_threads=options.threads,
+        machine=f"{platform.machine()}, {_processor()}",
+    )
+
+
+def _run(engine: Engine, shift: int) -> tuple[float, float]:
+    """Return prefill and decode tokens a second of one request."""
+    outputs: queue.Queue[tuple[float, Output]] = queue.Queue()
+    vocab_size = engine.info.vocab_size
+    prompt = [(7919 * i + 31 * shift) % (vocab_size - 200) + 100 for i in range(NUM_PROMPT_TOKENS)]
+    params = SamplingParams(NUM_NEW_TOKENS, temperature=0.0, ignore_eos=True)
+    started = time.perf_counter()
+    engine.submit(prompt, params, lambda output: outputs.put((time.perf_counter(), output)))
+    times: list[float] = []
+    while True:
+        at, output = outputs.get()
+        times += [at] * len(output.token_ids)
+        if output.finish_reason is not None:
+            break
+    return len(prompt) / (times[0] - started), (len(times) - 1) / (times[-1] - times[0])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def main() -> int:
+    """Print a folder's cost card; the exit code."""
+    parser = argparse.ArgumentParser(prog="maas.edge.runtime.bench")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    try:
+        card = measure_cost(given.folder, given.threads)
+    except MaasError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    sys.stdout.write(msgspec.json.encode(card).decode() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
