@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from maas.bootstrap.store import Store
+from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
-from maas.catalog.machine import probe_machine
+from maas.catalog.machine import Machine, probe_machine
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings
 from maas.engines.external import declared
@@ -36,7 +37,7 @@ def create_deployment(  # noqa: PLR0913 - what a deployment is made of
         settings: The platform's settings.
         store: Where it is written.
         model_id: A card of the catalogue; for an external engine any name.
-        engine: None takes the first engine of the card.
+        engine: None takes ``default_engine``.
         options: See ``maas.serving.options.DeploymentOptions``.
         secret: Of an external engine; stored sealed.
         replicas: Fewest and most.
@@ -91,7 +92,7 @@ def _check_local(
     check_bounds(*replicas)
     card_id = str(options.get("base_model") or model_id)
     card = load_catalog(settings.models_dir).get_card(card_id)
-    engine = get_engine(engine or card.engines[0]).name
+    engine = get_engine(engine or default_engine(card, probe_machine(settings.weights_dir))).name
     wanted = Deployment(
         id="new",
         project_id="",
@@ -105,6 +106,17 @@ def _check_local(
     # All that it may ever have: what is promised now is not refused under load.
     _check_plan(settings, wanted, num_to_fit=replicas[1])
     return engine
+
+
+def default_engine(card: ModelCard, machine: Machine) -> str:
+    """Return the engine a model gets where nobody names one.
+
+    On processors ours over onnxruntime, where the card says it can: it starts in seconds and is
+    several times as fast for one user. Else the card's first.
+    """
+    if not machine.gpus and "onnx" in card.engines:
+        return "onnx"
+    return card.engines[0]
 
 
 def _check_plan(

@@ -89,7 +89,8 @@ def up(
         str | None, typer.Option(help="Model deployed at the first start, or 'none'.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Engine of that model; the card's first by default.")
+        str | None,
+        typer.Option(help="Engine of that model, as vllm; by default onnx without a GPU."),
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the gateway.")] = None,
 ) -> None:

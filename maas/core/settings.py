@@ -134,7 +134,8 @@ class Settings(_Section):
     model: str | None = "smollm2-135m-instruct"
     """Model deployed at the first start; ``none`` deploys nothing."""
     engine: str | None = None
-    """Engine of that model; none takes the first one of its card."""
+    """Engine of that model; none takes onnx where there is no GPU and the card names it, else the
+    card's first."""
     allow_remote_code: bool = False
     """Let cards that say ``trust_remote_code: true`` run code from their weights."""
     allow_pickle: bool = False
@@ -195,6 +196,11 @@ class Settings(_Section):
     def adapters_dir(self) -> Path:
         """Folder of this machine's copies of adapters, which engines read."""
         return self.home / "adapters"
+
+    @property
+    def forms_dir(self) -> Path:
+        """Folder of ONNX forms of weights, which the onnx engine reads."""
+        return self.home / "onnx"
 
     @property
     def tuned_weights_dir(self) -> Path:

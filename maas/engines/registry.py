@@ -6,10 +6,16 @@ from types import MappingProxyType
 from maas.core.errors import ConfigError
 from maas.engines.contract import EngineAdapter
 from maas.engines.external import ExternalEngine
+from maas.engines.onnx import OnnxEngine
 from maas.engines.transformers_serve import TransformersEngine
 from maas.engines.vllm import VllmEngine
 
-_ADAPTERS: tuple[EngineAdapter, ...] = (VllmEngine(), TransformersEngine(), ExternalEngine())
+_ADAPTERS: tuple[EngineAdapter, ...] = (
+    VllmEngine(),
+    OnnxEngine(),
+    TransformersEngine(),
+    ExternalEngine(),
+)
 ENGINES: Mapping[str, EngineAdapter] = MappingProxyType({a.name: a for a in _ADAPTERS})
 
 

@@ -8,7 +8,8 @@ What an operator says wins; the rules for what is left open, in the order they a
   ``float32``: without the instructions every product is widened first, which costs more than
   reading twice the bytes. Weights that were quantised before are computed in ``bfloat16``:
   vLLM's AWQ and GPTQ know no ``float32``. On a GPU ``auto``.
-- **max_num_seqs**: 16 for each processor, from 8 to 256 (a wider batch only waits); on a GPU 256.
+- **max_num_seqs**: 16 for each processor, from 8 to 256 (a wider batch only waits), 4 for each with
+  the onnx engine; on a GPU 256.
 - **max_model_len**: the card's context, or the longest sequence whose KV cache fits a quarter
   of the machine's memory.
 - **kv_cache_bytes** (processors only): ``max_num_seqs`` sequences of a typical 2,048 tokens, at
@@ -52,7 +53,10 @@ _MIN_KV_BYTES = 64 * 2**20
 QUANTISED_BY_ENGINE = {"vllm": frozenset({"fp8"})}
 GPU_ONLY = frozenset({"fp8"})
 # Architectures whose implementation in an engine takes LoRA adapters while it serves.
+_ONNX_ADAPTERS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"})
 TAKES_ADAPTERS = {
+    # It runs the base with the adapter merged, as a second model in the same process.
+    "onnx": _ONNX_ADAPTERS,
     "vllm": frozenset(
         {
             *("LlamaForCausalLM", "MistralForCausalLM", "AquilaForCausalLM", "Phi3ForCausalLM"),
@@ -60,9 +64,11 @@ TAKES_ADAPTERS = {
             *("Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"),
             *("GlmForCausalLM", "Glm4ForCausalLM", "ChatGLMModel", "ChatGLMForCausalLM"),
         }
-    )
+    ),
 }
 _MAX_LORAS = 8
+# Its steps grow with the sequences in them sooner than vLLM's.
+_SEQS_PER_CORE = {"onnx": 4}
 _READY_PER_SLOT = 2
 _ADAPTER_SHARE = 24
 
@@ -173,8 +179,9 @@ def tune(card: ModelCard, machine: Machine, options: EngineOptions, *, engine: s
     is_gpu = bool(machine.gpus)
     is_quantised = card.has_own_source(options.quantization)
     dtype = options.dtype or choose_dtype(card, machine, is_quantised=is_quantised)
+    per_core = _SEQS_PER_CORE.get(engine, 16)
     max_num_seqs = options.max_num_seqs or (
-        256 if is_gpu else min(max(16 * machine.num_cores, 8), 256)
+        256 if is_gpu else min(max(per_core * machine.num_cores, 8), 256)
     )
     per_token = kv_bytes_per_token(card, dtype=card.dtype if dtype == "auto" else dtype)
     kv_limit = machine.memory_total_bytes // _KV_SHARE

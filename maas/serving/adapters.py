@@ -44,6 +44,18 @@ class Folders(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Gives an engine what it loads for an adapter."""
+
+    def fetch(self, adapter_id: str) -> Path:
+        """Return a folder the engine can load."""
+        ...
+
+    def forget(self, adapter_id: str) -> None:
+        """Remove this machine's copy."""
+        ...
+
+
 class AdapterShelf:
     """This machine's copies of adapters, which engines read.
 
@@ -117,7 +129,7 @@ class AdapterKeeper:
     _: KW_ONLY
     engine: EngineAdapter
     adapters: AdapterRepository
-    shelf: AdapterShelf
+    shelf: Shelf
     revision: Callable[[], int]
     on_held: Callable[[str], object]
     clock: Callable[[], float] = time.monotonic

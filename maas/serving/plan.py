@@ -11,6 +11,7 @@ from maas.catalog.machine import Machine
 from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
+from maas.edge.export.form import prepare_form
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
 from maas.engines.registry import get_engine
@@ -254,6 +255,23 @@ def prepare_weights(
     plan: DeploymentPlan, settings: Settings, report: Callable[[str], None] = lambda _: None
 ) -> PreparedModel:
     """Make the plan's weights ready on this machine; milliseconds when they are.
+
+    Raises:
+        WeightsError: They cannot be had, are damaged, or must not be used.
+        EngineError: Their architecture has no ONNX form, and the engine wants it.
+        DiskFull: No room for them.
+        NotFound: They were tuned, and are not stored any more.
+    """
+    prepared = plain_weights(plan, settings, report)
+    if plan.engine != "onnx":
+        return prepared
+    return replace(prepared, model_dir=prepare_form(prepared.model_dir, settings.forms_dir, report))
+
+
+def plain_weights(
+    plan: DeploymentPlan, settings: Settings, report: Callable[[str], None] = lambda _: None
+) -> PreparedModel:
+    """Make the plan's weights ready as they are tuned and checked: safetensors.
 
     Raises:
         WeightsError: They cannot be had, are damaged, or must not be used.

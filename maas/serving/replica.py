@@ -26,7 +26,8 @@ from maas.serving.adapters import LOOK_EVERY_S, AdapterKeeper, AdapterShelf
 from maas.serving.backoff import FIRST_BACKOFF_S, backoff_s
 from maas.serving.cpu_share import CpuShare
 from maas.serving.drain import drain
-from maas.serving.plan import DeploymentPlan, prepare_weights
+from maas.serving.onnx_forms import shelf_for
+from maas.serving.plan import DeploymentPlan, plain_weights, prepare_weights
 from maas.serving.scaling import load_metrics
 from maas.store.adapters import AdapterRepository, TunedModelRepository
 from maas.store.blobs import open_blobs
@@ -78,13 +79,14 @@ class EngineReplica:
         self._keeping: asyncio.Task[None] | None = None
 
         unique = serve.get_replica_context().replica_id.unique_id
+        plain = await asyncio.to_thread(plain_weights, plan, settings)
         prepared = await asyncio.to_thread(prepare_weights, plan, settings)
         self._share = CpuShare(
             settings.home / "run" / "cpus",
             plan.deployment_id,
             num_shares=plan.max_replicas if plan.spec.device == "cpu" else 1,
         )
-        base = await asyncio.to_thread(read_base_modules, prepared.model_dir)
+        base = await asyncio.to_thread(read_base_modules, plain.model_dir)
         spec = dataclasses.replace(
             plan.spec,
             lora_modules=base.names if base and plan.spec.max_loras else (),
@@ -116,11 +118,16 @@ class EngineReplica:
             plan.model_id,
             engine=self._adapter,
             adapters=AdapterRepository(database, clock),
-            shelf=AdapterShelf(
-                open_blobs(settings),
-                settings.adapters_dir,
-                base=base,
-                max_rank=spec.max_lora_rank,
+            shelf=shelf_for(
+                plan.engine,
+                AdapterShelf(
+                    open_blobs(settings),
+                    settings.adapters_dir,
+                    base=base,
+                    max_rank=spec.max_lora_rank,
+                ),
+                model_dir=plain.model_dir,
+                forms_dir=settings.forms_dir,
             ),
             revision=StateReader(database, clock).revision,
             on_held=lambda adapter_id: tuned_models.publish_loaded(

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
+from maas.edge.export.finish import put_beside
 from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
@@ -32,7 +33,6 @@ _ROLES = {
     **{"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"},
     **{"chat_template.jinja": "template", "receipt.json": "receipt"},
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # What runs beside the weights: activations, the libraries, a short context.
 _RAM_MARGIN = 1.1
 Report = Callable[[Progress], None]
@@ -93,7 +93,8 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
             f"the bundle keeps {proof.score_percent:.1f} % of the original's score and "
             f"{proof.min_score_percent:.0f} % are asked for: take a higher precision, or force it"
         )
-    _finish_folder(spec, original.model_dir, folder, receipt)
+    put_beside(original.model_dir, folder, max_model_len=spec.max_model_len)
+    (folder / "receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
     report(Progress(phase="cost", percent=90, message="measuring speed and memory"))
     cost = _cost(folder, spec.num_threads)
     report(Progress(phase="packing", percent=97, message="packing and signing"))
@@ -164,24 +165,6 @@ def _make_graph(
         ),
     )
     return [item.plain() for item in tried]
-
-
-def _finish_folder(
-    spec: ExportSpec, model_dir: Path, folder: Path, receipt: Mapping[str, Any]
-) -> None:
-    """Put beside the graph what its users need, and nothing else."""
-    for name in _TOKENIZER_FILES:
-        # The builder writes them again, larger: the original's bytes are the model's own.
-        if (model_dir / name).exists():
-            shutil.copyfile(model_dir / name, folder / name)
-    if (model_dir / "chat_template.jinja").exists():
-        shutil.copyfile(model_dir / "chat_template.jinja", folder / "chat_template.jinja")
-    path = folder / "genai_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model"]["context_length"] = spec.max_model_len
-    config["search"]["max_length"] = spec.max_model_len
-    path.write_text(json.dumps(config, indent=1), encoding="utf-8")
-    (folder / "receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
 
 
 def _cost(folder: Path, num_threads: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -100,7 +100,15 @@ def pack(folder: Path, manifest: Manifest, key: Ed25519PrivateKey, out: Path) ->
     return manifest
 
 
-def read_head(stream: IO[bytes], trusted: Collection[str] | None) -> Head:
+class Readable(Protocol):
+    """What the head of a bundle is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes; fewer at the end."""
+        ...
+
+
+def read_head(stream: Readable, trusted: Collection[str] | None) -> Head:
     """Read and check manifest and signature.
 
     Args:
@@ -226,7 +234,7 @@ def _write_file(stream: IO[bytes], folder: Path, part: Part) -> None:
     stream.write(bytes(_padded(part.size_bytes) - part.size_bytes))
 
 
-def _read_header(stream: IO[bytes], name: str, max_bytes: int) -> int:
+def _read_header(stream: Readable, name: str, max_bytes: int) -> int:
     block = stream.read(_BLOCK)
     if len(block) < _BLOCK:
         raise BundleRefused(f"cut off before {name}")
@@ -243,7 +251,7 @@ def _read_header(stream: IO[bytes], name: str, max_bytes: int) -> int:
     return info.size
 
 
-def _read_small(stream: IO[bytes], name: str, max_bytes: int) -> bytes:
+def _read_small(stream: Readable, name: str, max_bytes: int) -> bytes:
     size = _read_header(stream, name, max_bytes)
     data = stream.read(_padded(size))
     if len(data) < _padded(size):

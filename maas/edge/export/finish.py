@@ -1,0 +1,31 @@
+"""Puts beside a built graph what its users need, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+_BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+)
+
+
+def put_beside(model_dir: Path, folder: Path, *, max_model_len: int | None) -> None:
+    """Copy tokenizer and template, and set the context.
+
+    Args:
+        model_dir: The original.
+        folder: The graph's.
+        max_model_len: What the configuration says of the context; none leaves the builder's.
+    """
+    for name in _BESIDE:
+        # The builder writes them again, larger: the original's bytes are the model's own.
+        if (model_dir / name).exists():
+            shutil.copyfile(model_dir / name, folder / name)
+    shutil.rmtree(folder.parent / "cache", ignore_errors=True)
+    if max_model_len is None:
+        return
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["context_length"] = max_model_len
+    config["search"]["max_length"] = max_model_len
+    path.write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The ``maas-edge`` command: bundles on this device."""

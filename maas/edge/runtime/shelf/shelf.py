@@ -1,0 +1,310 @@
+"""The bundles of one device.
+
+    home/
+      parts/<sha256>          parts, each once, however many bundles have it
+      parts/.<sha256>.new     what is being fetched; kept after a power cut, to go on from
+      bundles/<bundle id>/    hard links to its parts, with bundle.json and bundle.sig
+      current, previous       each the id of a bundle; replaced in one step
+      trusted_keys/<id>.pub   whose bundles are taken
+
+A bundle's folder appears when it is whole and on the disk, and ``current`` is changed after that:
+at every moment it names a bundle that works, or the one before.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from maas.core.errors import AlreadyRunning, BundleRefused, NotFound, SourceUnreachable
+from maas.core.host import check_disk
+from maas.edge.runtime.bundle.archive import Head, check_chunks, check_folder, hash_file, read_head
+from maas.edge.runtime.bundle.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    SIGNATURE,
+    Manifest,
+    Part,
+    decode,
+)
+from maas.edge.runtime.bundle.signing import check_signature, key_id_of
+from maas.edge.runtime.shelf.sources import HeadStream, Source
+
+KEEP_BUNDLES = 2
+_KEY_DIGITS = 64
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A bundle on the shelf."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did.
+
+    Attributes:
+        fetched_bytes: What came over the wire, or from the file.
+        reused_bytes: Parts that were here already.
+        new_key: The signer's key, where it was not known before and is now.
+    """
+
+    held: Held
+    fetched_bytes: int
+    reused_bytes: int
+    new_key: str | None
+
+
+class Shelf:
+    """Keeps bundles under one folder.
+
+    Args:
+        home: The folder; made when it is needed.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._parts = home / "parts"
+        self._bundles = home / "bundles"
+        self._keys = home / "trusted_keys"
+
+    def trusted(self) -> set[str]:
+        """Return the public keys whose bundles are taken."""
+        return {path.read_text().strip() for path in self._keys.glob("*.pub")}
+
+    def trust(self, public_key: str) -> None:
+        """Take bundles of a key from now on.
+
+        Raises:
+            BundleRefused: It is no key.
+        """
+        key = public_key.strip().lower()
+        if len(key) != _KEY_DIGITS or not set(key) <= set("0123456789abcdef"):
+            raise BundleRefused(f"not a public key: want {_KEY_DIGITS} hexadecimal digits")
+        self._keys.mkdir(parents=True, exist_ok=True)
+        _write_whole(self._keys / f"{key_id_of(key)}.pub", key.encode())
+
+    def current(self) -> Held | None:
+        """Return the bundle in use."""
+        return self._named("current")
+
+    def held(self) -> list[Held]:
+        """Return all bundles, the newest made first."""
+        found = [self._open(path.name) for path in self._bundles.glob("[0-9a-f]*")]
+        return sorted(found, key=lambda held: held.manifest.created_at, reverse=True)
+
+    def pull(self, source: Source, report: Report = lambda _done, _all: None) -> Pulled:
+        """Fetch a bundle, check it, and switch to it; the one before stays until then.
+
+        The first key a device ever sees is the one it trusts from then on; a bundle of another
+        one is refused until that is trusted too.
+
+        Args:
+            source: Where it is.
+            report: Told the bytes fetched so far, and all that must be.
+
+        Raises:
+            BundleRefused: It is not what its maker signed, or nobody trusted signed it.
+            SourceUnreachable: The source stopped; pulling again goes on from there.
+            DiskFull: No room for it.
+            AlreadyRunning: Another process changes the shelf.
+        """
+        with self._alone():
+            known = self.trusted()
+            head = read_head(HeadStream(source), known or None)
+            missing = [p for p in head.manifest.parts if not self._has(p)]
+            total = sum(part.size_bytes for part in missing)
+            check_disk(self._parts, need_bytes=total)
+            done = 0
+            for part in missing:
+                self._fetch(source, head, part, lambda size, done=done: report(done + size, total))
+                done += part.size_bytes
+            held = self._assemble(head)
+            if not known:
+                # Only now: a bundle that was refused introduces nobody.
+                self.trust(head.public_key)
+            self._switch(head.manifest.bundle_id)
+            self._sweep()
+        reused = head.manifest.size_bytes - total
+        return Pulled(held, total, reused, None if known else head.public_key)
+
+    def roll_back(self) -> Held:
+        """Switch to the bundle before; doing so twice comes back.
+
+        Raises:
+            NotFound: There is none.
+        """
+        with self._alone():
+            before = self._named("previous")
+            if before is None:
+                raise NotFound("there is no bundle before this one")
+            self._switch(before.manifest.bundle_id)
+        return before
+
+    def verify(self, held: Held) -> None:
+        """Check a bundle on the shelf: signature, and every byte of its parts.
+
+        Raises:
+            BundleRefused: Something in it was changed or is missing.
+        """
+        verify_folder(held.folder, self.trusted() or None)
+
+    def _open(self, bundle_id: str) -> Held:
+        folder = self._bundles / bundle_id
+        return Held(folder, decode((folder / MANIFEST).read_bytes()))
+
+    def _named(self, name: str) -> Held | None:
+        try:
+            bundle_id = (self.home / name).read_text().strip()
+        except FileNotFoundError:
+            return None
+        return self._open(bundle_id) if (self._bundles / bundle_id).is_dir() else None
+
+    def _has(self, part: Part) -> bool:
+        path = self._parts / part.sha256
+        return path.exists() and path.stat().st_size == part.size_bytes
+
+    def _fetch(self, source: Source, head: Head, part: Part, told: Callable[[int], None]) -> None:
+        """Fetch one part, from where an earlier try ended."""
+        new = self._parts / f".{part.sha256}.new"
+        start = new.stat().st_size if new.exists() else 0
+        if start > part.size_bytes:
+            start = 0
+        with new.open("r+b" if start else "wb") as stream:
+            stream.seek(start)
+            offset = head.offsets()[part.path] + start
+            for chunk in source.read(offset, part.size_bytes - start):
+                stream.write(chunk)
+                told(stream.tell())
+            size = stream.tell()
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+        if size < part.size_bytes:
+            raise SourceUnreachable(
+                f"{part.path}: the source ended after {size} of {part.size_bytes} bytes"
+            )
+        if hash_file(new) != part.sha256:
+            # Not to be gone on from.
+            new.unlink()
+            raise BundleRefused(f"{part.path}: its bytes are not those the manifest names")
+        new.replace(self._parts / part.sha256)
+        _sync(self._parts)
+
+    def _assemble(self, head: Head) -> Held:
+        folder = self._bundles / head.manifest.bundle_id
+        if folder.is_dir():
+            return Held(folder, head.manifest)
+        new = self._bundles / f".{head.manifest.bundle_id}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for part in head.manifest.parts:
+            path = new / part.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link(self._parts / part.sha256, path)
+        try:
+            check_folder(new, head.manifest)
+        except BundleRefused:
+            shutil.rmtree(new)
+            raise
+        _write_whole(new / SIGNATURE, head.signature)
+        _write_whole(new / MANIFEST, head.data)
+        for path in (*(p for p in new.rglob("*") if p.is_dir()), new):
+            _sync(path)
+        new.rename(folder)
+        _sync(self._bundles)
+        return Held(folder, head.manifest)
+
+    def _switch(self, bundle_id: str) -> None:
+        current = self._named("current")
+        if current is not None and current.manifest.bundle_id != bundle_id:
+            _write_whole(self.home / "previous", current.manifest.bundle_id.encode())
+        _write_whole(self.home / "current", bundle_id.encode())
+
+    def _sweep(self) -> None:
+        """Remove bundles nobody switches to any more, and parts no bundle has."""
+        kept = {
+            held.manifest.bundle_id
+            for held in (self._named("current"), self._named("previous"))
+            if held is not None
+        }
+        for path in self._bundles.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path)
+        wanted = {part.sha256 for held in self.held() for part in held.manifest.parts}
+        for path in self._parts.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other process change the shelf meanwhile; the kernel lets go of a dead one."""
+        for folder in (self._parts, self._bundles):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (self.home / ".lock").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AlreadyRunning(f"another process changes {self.home}") from error
+            yield
+
+
+def verify_folder(folder: Path, trusted: set[str] | None) -> Manifest:
+    """Check an unpacked bundle: signature, and every byte of its parts.
+
+    Raises:
+        BundleRefused: It is none, or something in it was changed.
+    """
+    try:
+        with (folder / MANIFEST).open("rb") as stream:
+            data = stream.read(MAX_MANIFEST_BYTES + 1)
+        signature = (folder / SIGNATURE).read_bytes()
+    except OSError as error:
+        raise BundleRefused(f"{folder}: not an unpacked bundle: {error}") from error
+    check_signature(data, signature, trusted)
+    manifest = decode(data)
+    for part in manifest.parts:
+        path = folder / part.path
+        if not path.is_file() or path.is_symlink():
+            raise BundleRefused(f"{path}: missing, or not a plain file")
+        with path.open("rb") as stream:
+            chunks = iter(lambda stream=stream: stream.read(1 << 20), b"")
+            for _ in check_chunks(part, chunks):
+                pass
+    check_folder(folder, manifest)
+    return manifest
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Some file systems have no hard links.
+        shutil.copyfile(source, target)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one step: it is the old one or the new one, whatever happens."""
+    new = path.with_name(f".{path.name}.{hashlib.sha256(data).hexdigest()[:8]}.new")
+    with new.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
