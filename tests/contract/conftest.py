@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from maas.edge.export.form import prepare_form
 from maas.engines.contract import EngineAdapter, EngineCapabilities, EngineSpec
 from maas.engines.external import ExternalEngine, declared, resolve_model
 from maas.engines.process import EngineProcess
@@ -104,6 +105,13 @@ class EnginePool:
                 spec_for(self._smollm2), max_loras=2, max_lora_rank=8, tool_call_parser="hermes"
             )
             return await self.start(name, get_engine("vllm"), spec)
+        if name == "onnx":
+            folder = prepare_form(self._smollm2, self._smollm2.parent / "onnx")
+            spec = replace(spec_for(folder), tool_call_parser="hermes", max_model_len=2048)
+            served = await self.start(name, get_engine("onnx"), spec)
+            # What adapters are made for; the engine reads a form of it.
+            self._served[name] = replace(served, model_dir=self._smollm2)
+            return self._served[name]
         if name == "transformers":
             return await self.start(
                 name, get_engine("transformers"), spec_for(self._sampling_weights())
@@ -157,7 +165,14 @@ def _real(name: str):
 
 
 @pytest_asyncio.fixture(
-    loop_scope="session", params=["fake", _real("vllm"), _real("external"), _real("transformers")]
+    loop_scope="session",
+    params=[
+        "fake",
+        _real("vllm"),
+        _real("onnx"),
+        _real("external"),
+        _real("transformers"),
+    ],
 )
 async def served(request: pytest.FixtureRequest, pool: EnginePool) -> Served:
     return await pool.get(request.param)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from maas.core.errors import CapabilityMissing, EngineError, EngineUnreachable
+from maas.edge.export.form import prepare_form
 
 from .small_weights import write_adapter
 
@@ -246,6 +247,8 @@ async def test_adapter_answers_until_it_is_unloaded_where_claimed(served, tmp_pa
     folder = tmp_path / "adapter"
     if engine.name != "fake":
         write_adapter(folder, served.model_dir)
+    if engine.name == "onnx":
+        folder = prepare_form(served.model_dir, tmp_path / "forms", adapter_dir=folder)
     plain = text_of(await served.chat(QUESTION))
     for _ in range(2):  # twice is fine
         await engine.load_adapter(*where, adapter_name="tuned", adapter_dir=folder)

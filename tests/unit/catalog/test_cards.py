@@ -23,7 +23,7 @@ CARDS = load_catalog(MODELS)
 def test_shipped_card_is_consistent(model_id: str) -> None:
     card = CARDS[model_id]
     assert (MODELS / f"{model_id}.yaml").exists()
-    assert set(card.engines) <= {"vllm", "transformers", "external"}
+    assert set(card.engines) <= {"vllm", "onnx", "transformers", "external"}
     # Loose: head_dim and hidden size are independent in some families (Gemma, Qwen3).
     blocks = 12 * card.shape.num_layers * card.shape.hidden_size**2
     embedding = card.shape.vocab_size * card.shape.hidden_size

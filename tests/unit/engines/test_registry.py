@@ -11,12 +11,12 @@ SPEC = EngineSpec(served_model_name="m", model_dir=Path("weights"), port=1)
 
 
 def test_engines_are_found_by_their_own_name():
-    assert set(ENGINES) == {"vllm", "transformers", "external"}
+    assert set(ENGINES) == {"vllm", "onnx", "transformers", "external"}
     assert all(get_engine(name).name == name for name in ENGINES)
 
 
 def test_unknown_engine_is_refused_with_the_names_there_are():
-    with pytest.raises(ConfigError, match="vllm, transformers, external"):
+    with pytest.raises(ConfigError, match="vllm, onnx, transformers, external"):
         get_engine("llama")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import psutil
 from numpy.typing import NDArray
 
 from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, MaasError, NotFound
@@ -29,6 +30,8 @@ from maas.edge.runtime.engine.sequences import Sequence
 log = logging.getLogger(__name__)
 
 _BASE = ""
+# Weights as they are in the file, and as onnxruntime packs them for its products.
+_MEMORY_FACTOR = 2
 _RUNTIME_ADAPTER = "adapter.onnx_adapter"
 
 
@@ -189,6 +192,7 @@ class OnnxEngine:
     def _adapter_lane(self, name: str, folder: Path) -> Lane:
         runtime = folder / _RUNTIME_ADAPTER
         if not runtime.exists():
+            _check_memory(folder)
             return self._lane(name, DecoderModel(folder, self._options))
         run_options = ort.RunOptions()
         try:
@@ -303,6 +307,20 @@ class OnnxEngine:
                 for sequence in lane.sequences:
                     sequence.end("error", message)
                 lane.sequences.clear()
+
+
+def _check_memory(folder: Path) -> None:
+    """Refuse a second model that the machine has no memory for.
+
+    Raises:
+        EngineError: The message has the numbers.
+    """
+    size = sum(path.stat().st_size for path in folder.glob("*.onnx.data"))
+    free = psutil.virtual_memory().available
+    if _MEMORY_FACTOR * size > free:
+        raise EngineError(
+            f"it needs {_MEMORY_FACTOR * size / 1e9:.1f} GB of memory and {free / 1e9:.1f} are free"
+        )
 
 
 def _least(model: DecoderModel) -> int:

@@ -51,9 +51,13 @@ class Lane:
         """Take a sequence in behind the others; what is known of its prompt is copied."""
         slot = len(self.sequences)
         tokens = sequence.array
-        length, kept = self._prefixes.find(self._space(sequence), tokens)
-        if kept is not None:
-            self._cache.write(slot, kept, length)
+        length = 0
+        # One product of many rows rounds otherwise than many of one: with a seed each token is
+        # computed the same way each time, with nothing remembered and nothing guessed.
+        if sequence.params.seed is None:
+            length, kept = self._prefixes.find(self._space(sequence), tokens)
+            if kept is not None:
+                self._cache.write(slot, kept, length)
         sequence.num_computed = length
         if not sequence.num_new:
             sequence.num_cached_tokens = length
@@ -87,7 +91,7 @@ class Lane:
             How many tokens came of it.
         """
         decoding = self.decoding
-        if may_draft and len(decoding) == 1:
+        if may_draft and len(decoding) == 1 and decoding[0].params.seed is None:
             sequence = decoding[0]
             room = self.num_positions - len(sequence.tokens)
             drafted = sequence.drafts.propose(sequence.tokens)[: max(room, 0)]

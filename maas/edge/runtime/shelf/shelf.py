@@ -170,7 +170,8 @@ class Shelf:
 
     def _has(self, part: Part) -> bool:
         path = self._parts / part.sha256
-        return path.exists() and path.stat().st_size == part.size_bytes
+        # Read through: a part is also a file in a bundle's folder, where somebody may change it.
+        return path.exists() and hash_file(path) == part.sha256
 
     def _fetch(self, source: Source, head: Head, part: Part, told: Callable[[int], None]) -> None:
         """Fetch one part, from where an earlier try ended."""
@@ -202,7 +203,11 @@ class Shelf:
     def _assemble(self, head: Head) -> Held:
         folder = self._bundles / head.manifest.bundle_id
         if folder.is_dir():
-            return Held(folder, head.manifest)
+            try:
+                return Held(folder, verify_folder(folder, None))
+            except BundleRefused:
+                # Damaged since: made again.
+                shutil.rmtree(folder)
         new = self._bundles / f".{head.manifest.bundle_id}.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

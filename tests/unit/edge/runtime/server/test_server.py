@@ -1,0 +1,194 @@
+"""The server on a tiny model, asked by OpenAI's own client."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+USER = [{"role": "user", "content": "hello"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"enum": [1, 22]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+
+
+@pytest.fixture(scope="module")
+def url(tiny: Path) -> Iterator[str]:
+    command = [sys.executable, "-P", "-m", "maas.edge.runtime.server", str(tiny)]
+    command += ["--served-model-name", "tiny", "--threads", "1", "--no-spinning"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr
+        line = server.stderr.readline()
+        assert "serving tiny on http" in line, line
+        yield line.split()[-1]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def ask(client: openai.OpenAI, **more):
+    return client.chat.completions.create(
+        model="tiny", messages=USER, **({"max_tokens": 8, "temperature": 0} | more)
+    )
+
+
+def metrics(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{url}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    return {name: float(value) for name, value in (line.split() for line in lines)}
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client):
+    seed = {"seed": 3, "temperature": 1, "max_tokens": 30}
+    whole = ask(client, **seed)
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **seed))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_usage_comes_only_when_asked_for(client):
+    assert all(chunk.choices for chunk in ask(client, stream=True))
+
+
+def test_a_stop_string_never_shows_any_part_of_itself(client):
+    # Forced to write abcabcabc, a byte a token.
+    grammar = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "abcabd"}}}
+    answer = ask(client, response_format=grammar, stop=["abd"], max_tokens=20)
+    assert answer.choices[0].message.content == '"abc'
+    assert answer.choices[0].finish_reason == "stop"
+    pieces = ask(client, response_format=grammar, stop=["abd"], max_tokens=20, stream=True)
+    assert "".join(p.choices[0].delta.content or "" for p in pieces) == '"abc'
+
+
+def test_characters_of_several_bytes_are_never_cut(client):
+    text = "è水🌊"
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": text}}}
+    pieces = list(ask(client, response_format=form, max_tokens=40, stream=True))
+    shown = [p.choices[0].delta.content or "" for p in pieces]
+    assert json.loads("".join(shown)) == text
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_an_answer_follows_a_schema(client):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    for seed in range(3):
+        answer = ask(client, response_format=form, max_tokens=40, temperature=1, seed=seed)
+        assert json.loads(answer.choices[0].message.content)["n"] in {1, 22}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_tool_is_called(client, choice, stream):
+    asked = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 100, "stream": stream}
+    # One call: a random model would not stop calling.
+    answer = ask(client, parallel_tool_calls=False, **asked)
+    if stream:
+        chunks = list(answer)
+        calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        calls, reason = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
+    assert reason == "tool_calls"
+    assert [call.function.name for call in calls] == ["f"]
+    assert json.loads(calls[0].function.arguments)["n"] in {1, 22}
+
+
+def test_several_choices_differ_and_a_seed_repeats_them(client):
+    asked = {"n": 3, "seed": 4, "temperature": 1, "max_tokens": 12}
+    first, again = ([c.message.content for c in ask(client, **asked).choices] for _ in range(2))
+    assert len(set(first)) == 3
+    assert first[0] == again[0]
+
+
+def test_log_probabilities_have_the_forms_of_both_routes(client):
+    chat = ask(client, logprobs=True, top_logprobs=2, max_tokens=3)
+    content = chat.choices[0].logprobs.content
+    assert len(content) == 3
+    assert all(len(item.top_logprobs) == 2 for item in content)
+    plain = client.completions.create(
+        model="tiny", prompt=["ab", "cd"], max_tokens=3, temperature=0, logprobs=1
+    )
+    assert [choice.index for choice in plain.choices] == [0, 1]
+    assert all(len(choice.logprobs.token_logprobs) == 3 for choice in plain.choices)
+    assert plain.usage.prompt_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code"),
+    [
+        ({"model": "other"}, 404, "model_not_found"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, 400, "context_length_exceeded"),
+        ({"max_tokens": 600}, 400, "context_length_exceeded"),
+        ({"extra_body": {"echo": True}}, 400, "invalid_request"),
+        ({"temperature": 3}, 400, "invalid_request"),
+        ({"logit_bias": {"x": 1}}, 400, "invalid_request"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+         400, "invalid_request"),
+        ({"response_format": {"type": "json_schema",
+          "json_schema": {"name": "x", "schema": {"type": "odd"}}}}, 400, "invalid_request"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url",
+          "image_url": {"url": "data:,"}}]}]}, 400, "capability_missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_and_the_engine_goes_on(client, url, more, status, code):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(
+            **({"model": "tiny", "messages": USER, "max_tokens": 4} | more)
+        )
+    assert (caught.value.status_code, caught.value.code) == (status, code)
+    assert metrics(url)["maas_edge_requests_waiting"] == 0
+    assert ask(client).usage.completion_tokens > 0
+
+
+def test_embeddings_are_refused_by_name(client):
+    with pytest.raises(openai.BadRequestError, match="it has no embeddings"):
+        client.embeddings.create(model="tiny", input="x")
+
+
+def test_a_client_that_leaves_stops_its_answer(url):
+    async def leave() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            bias = {str(n): 50 for n in range(97, 120)}
+            stream = await client.chat.completions.create(
+                model="tiny", messages=USER, max_tokens=450, stream=True, logit_bias=bias
+            )
+            await anext(aiter(stream))
+            await stream.close()
+
+    before = metrics(url)["maas_edge_tokens_total"]
+    asyncio.run(leave())
+    deadline = time.monotonic() + 5
+    while metrics(url)["maas_edge_requests_running"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert metrics(url)["maas_edge_requests_running"] == 0
+    assert metrics(url)["maas_edge_tokens_total"] - before < 450
+
+
+def test_what_is_no_bundle_is_refused_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "maas.edge.runtime.server", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--served-model-name", "x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "not a tokenizer" in done.stderr
