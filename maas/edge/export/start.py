@@ -16,12 +16,17 @@ _ERRORS: dict[str, type[MaasError]] = {
 _LOG = "export.log"
 
 
-def run_export(spec: ExportSpec, report: Callable[[Progress], None]) -> ExportResult:
+def run_export(
+    spec: ExportSpec,
+    report: Callable[[Progress], None],
+    on_start: Callable[["subprocess.Popen[str]"], None] = lambda _: None,
+) -> ExportResult:
     """Run an export; its process ends when this one does.
 
     Args:
         spec: What is wanted.
         report: Told how far it is.
+        on_start: Given the process, so that it can be ended early.
 
     Raises:
         BundleRefused: It keeps too little of the original.
@@ -39,6 +44,7 @@ def run_export(spec: ExportSpec, report: Callable[[Progress], None]) -> ExportRe
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as child,
     ):
+        on_start(child)
         result: ExportResult | None = None
         failure: MaasError | None = None
         for line in child.stdout or ():

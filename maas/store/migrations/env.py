@@ -2,10 +2,16 @@
 
 from alembic import context
 
-from maas.store import finetune_tables, ledger_tables, tenancy_tables, webhook_tables
+from maas.store import (
+    edge_tables,
+    finetune_tables,
+    ledger_tables,
+    tenancy_tables,
+    webhook_tables,
+)
 
 # They share one metadata, and fill it when they are imported.
-TABLES = (tenancy_tables, ledger_tables, webhook_tables, finetune_tables)
+TABLES = (tenancy_tables, ledger_tables, webhook_tables, finetune_tables, edge_tables)
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -43,6 +43,7 @@ NOT_AUDITED = {
     # Parts of a file that is audited once it is one; what jobs tell; content without an owner.
     "uploads",
     "upload_parts",
+    "export_events",
     "fine_tuning_events",
     "fine_tuning_checkpoints",
     "adapters",
