@@ -53,7 +53,7 @@ class Platform:
             "MAAS_PORT": str(self.port),
             "MAAS_METRICS_PORT": str(self.metrics_port),
             # What most tests are about; tests/e2e/test_onnx.py is about the default here.
-            "MAAS_ENGINE": "vllm",
+            "MAAS_ENGINE": os.environ.get("TEST_ENGINE", "vllm"),
             **self.settings,
         }
         return {**os.environ, **own}
