@@ -8,7 +8,7 @@ ACCELERATOR ?=
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help install up test check test-slow bench-gateway bench-serving clean
+.PHONY: help install up test check test-slow bench-gateway bench-serving bench-edge clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -41,6 +41,9 @@ bench-gateway: install ## The gateway in front of a mock engine, next to its pee
 
 bench-serving: install ## The platform next to the bare engine
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-edge: install ## A bundle next to llama-cpp-python: ARGS="BUNDLE --gguf FILE --peer PYTHON"
+	@$(BIN)/python -m benchmarks.edge $(ARGS)
 
 clean: ## Remove .venv and caches; the platform's state (MAAS_HOME) stays
 	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
