@@ -48,6 +48,8 @@ THRESHOLDS = {
         min_free_run_agreement=0.3,
     ),
 }
+# Weights of eight bits, computed in float32: about as far from it as bfloat16 is.
+THRESHOLDS["int8"] = THRESHOLDS["bfloat16"]
 # Finer than bfloat16: its bound holds.
 THRESHOLDS["float16"] = THRESHOLDS["bfloat16"]
 # Differences of what is next to impossible say nothing.

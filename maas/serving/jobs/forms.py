@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from maas.core.errors import NotFound, Unavailable
 from maas.core.settings import Settings
+from maas.edge.export.form import PRECISION as FORM_PRECISION
 from maas.engines.prepare import folder_name
 from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.receipt.parity import measure
@@ -236,5 +237,7 @@ def _ready(tools: Tools, deployments: set[str]) -> list[Replica]:
 
 def _dtype_of(deployment: Deployment) -> str | None:
     """Return what an engine was told to compute in; left open, it is the golden file's."""
+    if deployment.engine == "onnx":
+        return FORM_PRECISION
     dtype = deployment.options.get("dtype")
     return None if dtype == "auto" else dtype

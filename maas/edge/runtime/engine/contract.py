@@ -71,6 +71,8 @@ class Output:
         logprobs: One for each token, where asked for.
         finish_reason: Why this is the last output; none if it is not.
         num_cached_tokens: Tokens of the prompt that were not computed again.
+        end_token_id: The token that ended the answer, where one did.
+        end_logprob: Of that token, where asked for.
         error: What went wrong, where the reason is ``error``.
     """
 
@@ -78,6 +80,8 @@ class Output:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    end_token_id: int | None = None
+    end_logprob: TokenLogprob | None = None
     error: str | None = None
 
 

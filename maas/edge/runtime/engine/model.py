@@ -6,6 +6,7 @@ positions in place and nothing is copied. A run takes slots that lie side by sid
 """
 
 import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,8 @@ class SlotCache:
         self._run_options = run_options
         config = model.config
         shape = (num_slots, model.num_kv_heads, num_positions, config.head_size)
-        # Zeroed pages come from the kernel when they are touched: unused slots cost nothing.
-        self._keys = [np.zeros(shape, model.kv_dtype) for _ in range(config.num_layers)]
-        self._values = [np.zeros(shape, model.kv_dtype) for _ in range(config.num_layers)]
+        self._keys = [_untouched(shape, model.kv_dtype) for _ in range(config.num_layers)]
+        self._values = [_untouched(shape, model.kv_dtype) for _ in range(config.num_layers)]
         num_rows = max(num_slots, model.max_chunk)
         self._logits = np.empty((num_rows, config.vocab_size), model.logits_dtype)
         self._bindings: dict[tuple[int, int, int, int], _Binding] = {}
@@ -248,6 +248,16 @@ class SlotCache:
         if count * length <= _MAX_KEPT_ROWS:
             self._bindings[key] = made
         return made
+
+
+def _untouched(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    """Return zeros whose pages come from the kernel when they are written: unused slots are free.
+
+    Not numpy's own: it asks for pages of 2 MiB, and the first position of each head of each slot
+    would take one.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 def _bind_input(io: Any, name: str, array: NDArray[Any]) -> None:

@@ -86,12 +86,13 @@ class Sequence:
         """
         told: list[int] = []
         logprobs: list[TokenLogprob] = []
+        end: tuple[int, TokenLogprob | None] | None = None
         num_chosen = 0
         for index, row in enumerate(rows):
             token, logprob = self._chooser.choose(row)
             num_chosen += 1
             if self._ends(token, eos):
-                self.finish_reason = "stop"
+                self.finish_reason, end = "stop", (token, logprob)
                 break
             self.tokens.append(token)
             told.append(token)
@@ -104,20 +105,34 @@ class Sequence:
             is_guessed = index < len(drafted) and drafted[index] == token
             if self.finish_reason or not is_guessed:
                 break
-        self._tell(tuple(told), tuple(logprobs))
+        self._tell(tuple(told), tuple(logprobs), end)
         return num_chosen
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End it from outside."""
         if self.finish_reason is None:
             self.finish_reason = reason
-            self._on_output(Output((), None, reason, self.num_cached_tokens, error))
+            self._on_output(
+                Output((), None, reason, num_cached_tokens=self.num_cached_tokens, error=error)
+            )
 
     def _ends(self, token: int, eos: frozenset[int]) -> bool:
         return token in self.params.stop_token_ids or (token in eos and not self.params.ignore_eos)
 
-    def _tell(self, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _tell(
+        self,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+        end: tuple[int, TokenLogprob | None] | None,
+    ) -> None:
         asked = self.params.num_logprobs is not None
         self._on_output(
-            Output(tokens, logprobs if asked else None, self.finish_reason, self.num_cached_tokens)
+            Output(
+                tokens,
+                logprobs if asked else None,
+                self.finish_reason,
+                num_cached_tokens=self.num_cached_tokens,
+                end_token_id=end[0] if end else None,
+                end_logprob=end[1] if end else None,
+            )
         )

@@ -27,6 +27,7 @@ class Choice:
     logprobs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     finish_reason: str | None = None
     error: str | None = None
+    token_ids: list[int] = field(default_factory=list[int])
 
 
 class Answer:
@@ -62,6 +63,12 @@ class Answer:
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
         for token, logprob in zip(output.token_ids, output.logprobs or (), strict=False):
             choice.logprobs.append(self._logprob(token, logprob))
+        if self._asked.wants_ids:
+            choice.token_ids += output.token_ids
+            if output.end_token_id is not None:
+                choice.token_ids.append(output.end_token_id)
+            if output.end_token_id is not None and output.end_logprob is not None:
+                choice.logprobs.append(self._logprob(output.end_token_id, output.end_logprob))
         if choice.stream.is_stopped:
             choice.finish_reason = "stop"
         elif output.finish_reason is not None:
@@ -160,11 +167,13 @@ class Answer:
     def _plain_choice(self, index: int) -> dict[str, Any]:
         choice = self.choices[index]
         logprobs = _columns(choice.logprobs) if choice.logprobs else None
+        ids = {"token_ids": choice.token_ids} if self._asked.wants_ids else {}
         return {
             "index": index,
             "text": choice.text,
             "finish_reason": choice.finish_reason,
             "logprobs": logprobs,
+            **ids,
         }
 
     def _logprob(self, token: int, logprob: TokenLogprob) -> dict[str, Any]:
@@ -173,6 +182,8 @@ class Answer:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._tokenizer.decode([token], skip_special_tokens=False)
+        if self._asked.wants_ids:
+            text = f"token_id:{token}"
         # JSON has no infinities: a token that the model gives no chance at all.
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
 

@@ -31,6 +31,8 @@ from maas.edge.runtime.server.requests import (
     decode,
     embedding_body,
     token_lists,
+    tokenize_body,
+    tokens_of_chat,
 )
 from maas.edge.runtime.server.templates import ChatTemplate
 from maas.protocol.errors import encode_error
@@ -78,6 +80,7 @@ class EdgeServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
         app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
@@ -115,6 +118,12 @@ class EdgeServer:
         self._check_model(body.model)
         asked = asked_completion(body, self._encode, self._served.engine.info)
         return await self._answer(request, asked, is_chat=False)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = decode(tokenize_body, await request.read())
+        self._check_model(body.model)
+        tokens = tokens_of_chat(body.messages, self._served.template, self._encode)
+        return _json({"tokens": tokens, "count": len(tokens)})
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = decode(embedding_body, await request.read())

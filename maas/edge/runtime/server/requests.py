@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from maas.core.errors import CapabilityMissing, InvalidRequest, MalformedBody, PromptTooLong
 from maas.edge.runtime.engine.contract import ModelInfo, SamplingParams
 from maas.edge.runtime.server.grammars import response_grammar
 from maas.edge.runtime.server.templates import ChatTemplate
 from maas.edge.runtime.server.tools import ToolPlan, plan_tools
-from maas.protocol.chat import ChatCompletionRequest, Message
+from maas.protocol.chat import ChatCompletionRequest, Message, ModelName
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 
@@ -26,13 +27,30 @@ class ChatBody(ChatCompletionRequest, forbid_unknown_fields=True, omit_defaults=
 
 
 class CompletionBody(CompletionRequest, forbid_unknown_fields=True, omit_defaults=True):
-    """A completion request; the platform's gateway adds the salt."""
+    """A completion request; the platform's gateway adds the salt, its receipts ask for ids.
+
+    Attributes:
+        return_token_ids: The answer has its tokens' ids, the end token's among them.
+        return_tokens_as_token_ids: Log probabilities are by ``token_id:N``: texts of tokens are
+            not one to one.
+    """
 
     cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class TokenizeBody(Struct, forbid_unknown_fields=True):
+    """``/tokenize``: which tokens a chat becomes."""
+
+    model: ModelName
+    messages: list[Message]
+    add_generation_prompt: bool = True
 
 
 chat_body = msgspec.json.Decoder(ChatBody)
 completion_body = msgspec.json.Decoder(CompletionBody)
+tokenize_body = msgspec.json.Decoder(TokenizeBody)
 embedding_body = msgspec.json.Decoder(EmbeddingRequest)
 
 
@@ -45,6 +63,7 @@ class Asked:
         params: Of each answer, in the order of the choices.
         stops: Texts that end an answer.
         wants_usage: Whether a stream ends with the usage.
+        wants_ids: Whether tokens are told by their ids.
     """
 
     model: str
@@ -54,6 +73,7 @@ class Asked:
     cache_salt: str
     is_stream: bool
     wants_usage: bool
+    wants_ids: bool = False
     tools: ToolPlan = field(default_factory=ToolPlan)
 
     @property
@@ -140,6 +160,7 @@ def _asked(
         cache_salt=body.cache_salt or "",
         is_stream=bool(body.stream),
         wants_usage=bool(body.stream_options and body.stream_options.include_usage),
+        wants_ids=isinstance(body, CompletionBody) and bool(body.return_token_ids),
         tools=plan,
     )
 
@@ -190,6 +211,13 @@ def _room(prompt: Sequence[int], limit: int | None, info: ModelInfo) -> int:
             param="messages",
         )
     return limit or room
+
+
+def tokens_of_chat(
+    messages: Sequence[Message], template: ChatTemplate, encode: Encode
+) -> list[int]:
+    """Return the tokens a chat becomes."""
+    return encode(template.render([_message(m) for m in messages], None), False)
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -160,6 +160,30 @@ def test_what_is_wrong_is_refused_and_the_engine_goes_on(client, url, more, stat
     assert ask(client).usage.completion_tokens > 0
 
 
+def test_receipts_get_ids_with_the_end_token_among_them(client, url):
+    body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    body |= {"logit_bias": {"257": 100}, "return_token_ids": True}
+    request = urllib.request.Request(
+        f"{url}/v1/completions",
+        json.dumps(body | {"return_tokens_as_token_ids": True}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    choice = json.load(urllib.request.urlopen(request))["choices"][0]
+    assert choice["token_ids"] == [257]
+    assert choice["text"] == ""
+    (row,) = choice["logprobs"]["top_logprobs"]
+    assert all(name.startswith("token_id:") for name in row)
+
+
+def test_a_chat_is_told_as_tokens(url):
+    body = {"model": "tiny", "messages": USER, "add_generation_prompt": True}
+    request = urllib.request.Request(
+        f"{url}/tokenize", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    said = json.load(urllib.request.urlopen(request))
+    assert said["count"] == len("[user]hello[a]") == len(said["tokens"])
+
+
 def test_embeddings_are_refused_by_name(client):
     with pytest.raises(openai.BadRequestError, match="it has no embeddings"):
         client.embeddings.create(model="tiny", input="x")
