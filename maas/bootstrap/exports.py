@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maas.edge.export.spec import (
     Precision,
     Progress,
     QualityDemand,
+    ShrinkDemand,
     Target,
 )
 from maas.edge.export.start import run_export
@@ -26,6 +28,14 @@ from maas.engines.prepare import prepare_model
 _BYTES_PER_PARAMETER = 2 + 2 + 4
 _OVERHEAD_BYTES = 2 * 2**30
 _GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ExportDemand:
+    """What is asked of a bundle beside target and precision."""
+
+    quality: QualityDemand = field(default_factory=QualityDemand)
+    shrink: ShrinkDemand | None = None
 
 
 def export_memory_bytes(card: ModelCard) -> int:
@@ -56,7 +66,7 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
     *,
     target: Target,
     precision: Precision,
-    quality: QualityDemand,
+    demand: ExportDemand,
     out: Path,
     report: Callable[[Progress], None],
 ) -> ExportResult:
@@ -92,7 +102,8 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         tool_call_parser=card.tool_call_parser,
         licence=licence_of(card),
         lineage={"source": prepared.manifest.source, "commit": prepared.manifest.commit},
-        quality=quality,
+        quality=demand.quality,
+        shrink=demand.shrink,
         created_at=float(int(time.time())),
     )
     return run_export(spec, report)

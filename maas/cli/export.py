@@ -10,10 +10,17 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from maas.bootstrap import resolve_settings
-from maas.bootstrap.exports import export_here
+from maas.bootstrap.exports import ExportDemand, export_here
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
-from maas.edge.export.spec import ExportResult, Precision, Progress, QualityDemand, Target
+from maas.edge.export.spec import (
+    ExportResult,
+    Precision,
+    Progress,
+    QualityDemand,
+    ShrinkDemand,
+    Target,
+)
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
@@ -27,6 +34,10 @@ def export(  # noqa: PLR0913 - one a flag
     min_score: Annotated[
         float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
     ] = 80.0,
+    target_parameters: Annotated[
+        int | None, typer.Option(min=1, help="Prune to at most so many, then recover.")
+    ] = None,
+    recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -39,6 +50,9 @@ def export(  # noqa: PLR0913 - one a flag
         )
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
+    shrink = None
+    if target_parameters is not None:
+        shrink = ShrinkDemand(target_parameters=target_parameters, recover_s=recover_s)
     with _bar(is_quiet=as_json) as bar:
         task = bar.add_task("starting", total=100)
 
@@ -51,7 +65,10 @@ def export(  # noqa: PLR0913 - one a flag
             model,
             target=_TARGETS[target],
             precision=_PRECISIONS[precision],
-            quality=QualityDemand(min_score_percent=min_score, force=force),
+            demand=ExportDemand(
+                quality=QualityDemand(min_score_percent=min_score, force=force),
+                shrink=shrink,
+            ),
             out=out,
             report=report,
         )

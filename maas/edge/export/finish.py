@@ -9,6 +9,13 @@ _BESIDE = (
 )
 
 
+def copy_beside(model_dir: Path, folder: Path) -> None:
+    """Copy tokenizer and template."""
+    for name in _BESIDE:
+        if (model_dir / name).exists():
+            shutil.copyfile(model_dir / name, folder / name)
+
+
 def put_beside(model_dir: Path, folder: Path, *, max_model_len: int | None) -> None:
     """Copy tokenizer and template, and set the context.
 
@@ -17,10 +24,8 @@ def put_beside(model_dir: Path, folder: Path, *, max_model_len: int | None) -> N
         folder: The graph's.
         max_model_len: What the configuration says of the context; none leaves the builder's.
     """
-    for name in _BESIDE:
-        # The builder writes them again, larger: the original's bytes are the model's own.
-        if (model_dir / name).exists():
-            shutil.copyfile(model_dir / name, folder / name)
+    # The builder writes them again, larger: the original's bytes are the model's own.
+    copy_beside(model_dir, folder)
     shutil.rmtree(folder.parent / "cache", ignore_errors=True)
     if max_model_len is None:
         return

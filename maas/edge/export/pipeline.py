@@ -1,5 +1,6 @@
 """One export, from weights to a signed bundle. Runs in a process of its own: it loads torch."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -11,15 +12,16 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
-from maas.edge.export.finish import put_beside
+from maas.edge.export.finish import copy_beside, put_beside
 from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
 from maas.edge.quality.measure import QualityReceipt, Reference, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
@@ -27,8 +29,11 @@ from maas.edge.runtime.bundle.archive import hash_file, pack
 from maas.edge.runtime.bundle.manifest import Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.shrink.prune import prune
+from maas.edge.shrink.recover import recover
 
 CALIBRATION_ROWS = 48
+_BATCH_ROWS = 16
 _ROLES = {
     **{"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"},
     **{"chat_template.jinja": "template", "receipt.json": "receipt"},
@@ -38,9 +43,9 @@ _RAM_MARGIN = 1.1
 Report = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Original:
-    """The model as it was, loaded."""
+    """The model, loaded: as it was, and smaller once it was shrunk."""
 
     model_dir: Path
     model: Any
@@ -77,7 +82,9 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     report(Progress(phase="reference", percent=5, message="asking the original"))
     reference = _reference(original)
     folder = spec.work_dir / "bundle"
-    tried = _make_graph(spec, original, reference, folder, report)
+    rows = _calibrate(spec, original, report)
+    shrunk = None if spec.shrink is None else _shrink(spec.shrink, original, rows, spec, report)
+    tried = _make_graph(spec, original, reference, rows, folder, report)
     report(Progress(phase="quality", percent=80, message="comparing with the original"))
     proof = measure(
         reference,
@@ -88,6 +95,7 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
         force=spec.quality.force,
     )
     receipt = {"quality": msgspec.to_builtins(proof), "search": tried, "seed": spec.seed}
+    receipt |= {"shrink": shrunk}
     if proof.verdict == "refused":
         raise BundleRefused(
             f"the bundle keeps {proof.score_percent:.1f} % of the original's score and "
@@ -140,28 +148,60 @@ def _reference(original: _Original) -> Reference:
     return take_reference(original.scorer(), held_tasks(), prompts, original.encode)
 
 
+def _calibrate(spec: ExportSpec, original: _Original, report: Report) -> Tensor:
+    report(Progress(phase="calibrating", percent=15, message="writing calibration text"))
+    return write_rows(
+        original.model,
+        original.tokenizer,
+        num_rows=CALIBRATION_ROWS,
+        seed=spec.seed,
+        tell=lambda share: report(Progress(phase="calibrating", percent=15 + 15 * share)),
+    )
+
+
+def _shrink(
+    demand: ShrinkDemand, original: _Original, rows: Tensor, spec: ExportSpec, report: Report
+) -> dict[str, Any]:
+    """Prune the model and bring it nearer to what it was; its files are others from here on."""
+    teacher = copy.deepcopy(original.model) if demand.recover_s else None
+    report(Progress(phase="pruning", percent=30, message="taking out what does least"))
+    done = prune(original.model, list(rows.split(_BATCH_ROWS)), demand.target_parameters).plain()
+    if teacher is not None:
+        done["recovery"] = recover(
+            original.model,
+            teacher,
+            rows,
+            max_seconds=demand.recover_s,
+            tell=lambda share: report(
+                Progress(phase="recovering", percent=30 + 10 * share, message="tuning what is left")
+            ),
+        ).plain()
+    folder = spec.work_dir / "shrunk"
+    original.model.save_pretrained(folder)
+    copy_beside(original.model_dir, folder)
+    original.model_dir = folder
+    return done
+
+
 def _make_graph(
-    spec: ExportSpec, original: _Original, reference: Reference, folder: Path, report: Report
+    spec: ExportSpec,
+    original: _Original,
+    reference: Reference,
+    rows: Tensor,
+    folder: Path,
+    report: Report,
 ) -> list[dict[str, Any]]:
     if spec.precision == "fp16":
         report(Progress(phase="building", percent=40))
         build(original.model_dir, folder, BuildOptions(PROVIDERS[spec.target], "fp16"))
         return []
-    report(Progress(phase="calibrating", percent=15, message="writing calibration text"))
-    rows = write_rows(
-        original.model,
-        original.tokenizer,
-        num_rows=CALIBRATION_ROWS,
-        seed=spec.seed,
-        tell=lambda share: report(Progress(phase="calibrating", percent=15 + 20 * share)),
-    )
     tried = search(
         Source(original.model_dir, original.model, rows),
         reference,
         folder,
         spec=spec,
         tell=lambda share, what: report(
-            Progress(phase="quantising", percent=35 + 45 * share, message=what)
+            Progress(phase="quantising", percent=40 + 40 * share, message=what)
         ),
     )
     return [item.plain() for item in tried]

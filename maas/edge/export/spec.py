@@ -24,6 +24,15 @@ class QualityDemand(_Frozen):
     """Make it all the same, marked as forced."""
 
 
+class ShrinkDemand(_Frozen):
+    """What a model should lose before it is quantised."""
+
+    target_parameters: int = Field(ge=1)
+    """At most so many are left: blocks go first, then width."""
+    recover_s: float = Field(default=300.0, ge=0)
+    """Seconds of tuning towards the original afterwards."""
+
+
 class ExportSpec(_Frozen):
     """One export, resolved: everything its process needs."""
 
@@ -47,6 +56,7 @@ class ExportSpec(_Frozen):
     lineage: dict[str, Any] = {}
     """Base, data, job, adapter: what the tuned model's registry says."""
     quality: QualityDemand = QualityDemand()
+    shrink: ShrinkDemand | None = None
     held_data: Path | None = None
     """Lines of chat messages the model was not tuned on."""
     seed: int = 0

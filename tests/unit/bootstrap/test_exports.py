@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from maas.bootstrap import exports
-from maas.bootstrap.exports import check_export, export_here, export_memory_bytes
+from maas.bootstrap.exports import ExportDemand, check_export, export_here, export_memory_bytes
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import CapabilityMissing, DoesNotFit, ModelNotFound
 from maas.core.settings import Settings
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress, QualityDemand
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 
 MODEL = "smollm2-135m-instruct"
 
@@ -20,7 +20,7 @@ def start(tmp_path: Path, model: str = MODEL) -> ExportResult:
         model,
         target="cpu",
         precision="int4",
-        quality=QualityDemand(),
+        demand=ExportDemand(),
         out=tmp_path / "out.maas",
         report=lambda _: None,
     )

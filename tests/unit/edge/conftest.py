@@ -32,6 +32,11 @@ def write_tiny_weights(folder: Path, *, seed: int = 0) -> None:
         initializer_range=0.4,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    write_tiny_tokenizer(folder)
+
+
+def write_tiny_tokenizer(folder: Path) -> None:
+    """Write a tokenizer whose tokens are bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate(alphabet)}
     vocab |= {"<s>": 256, "</s>": EOS}
