@@ -10,7 +10,7 @@ from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
-from maas.core.errors import CapabilityMissing, DoesNotFit
+from maas.core.errors import DoesNotFit
 from maas.core.settings import Settings
 from maas.edge.export.spec import (
     ExportResult,
@@ -48,10 +48,7 @@ def check_export(card: ModelCard, available_bytes: int) -> None:
 
     Raises:
         DoesNotFit: The message has the numbers.
-        CapabilityMissing: No bundle can be made of this kind of model.
     """
-    if card.task != "generate":
-        raise CapabilityMissing(f"model {card.id}: only models that generate text are exported")
     needed = export_memory_bytes(card)
     if needed > available_bytes:
         raise DoesNotFit(
@@ -98,6 +95,7 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         work_dir=settings.home / "scratch" / f"export-{card.id}-{time.time_ns()}",
         out_path=out.absolute(),
         signing_key=signing_key_path(settings),
+        task=card.task,
         max_model_len=card.context,
         tool_call_parser=card.tool_call_parser,
         licence=licence_of(card),

@@ -23,6 +23,7 @@ from maas.edge.export.spec import (
 )
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
+_PARTS = ("prefill", "decode")
 _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
 
 
@@ -88,6 +89,19 @@ def _bar(*, is_quiet: bool) -> Bar:
     return Bar(*columns, console=Console(stderr=True), disable=is_quiet)
 
 
+def _likeness(receipt: dict[str, Any]) -> dict[str, str]:
+    if "mean_cosine" in receipt:
+        return {"cosine to the original's": f"{receipt['mean_cosine']:.4f}"}
+    return {
+        "greedy tokens that agree": f"{100 * receipt['greedy_agreement']:.1f} %",
+        "perplexity, times the original's": f"{receipt['perplexity_ratio']:.3f}",
+    }
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:.0f} tok/s"
+
+
 def _render(console: Console, result: ExportResult, shown: dict[str, Any]) -> None:
     receipt, cost = shown["receipt"], shown["cost_card"]
     energy = cost["energy_j_per_token"]
@@ -96,11 +110,10 @@ def _render(console: Console, result: ExportResult, shown: dict[str, Any]) -> No
         "file": shown["path"],
         "size": f"{shown['size_bytes'] / 1e6:.1f} MB",
         "keeps of the original's score": f"{receipt['score_percent']:.1f} %",
-        "greedy tokens that agree": f"{100 * receipt['greedy_agreement']:.1f} %",
-        "perplexity, times the original's": f"{receipt['perplexity_ratio']:.3f}",
+        **_likeness(receipt),
         "verdict": receipt["verdict"],
         "load": f"{cost['load_s']:.2f} s",
-        "prefill, decode": f"{cost['prefill_tok_s']:.0f}, {cost['decode_tok_s']:.0f} tok/s",
+        "prefill, decode": ", ".join(_speed(cost[f"{part}_tok_s"]) for part in _PARTS),
         "memory at most": f"{cost['ram_peak_bytes'] / 1e6:.0f} MB",
         "energy": cost["energy_note"] if energy is None else f"{energy:.3f} J a token",
         "measured on": f"{cost['machine']}, {cost['num_threads']} threads",

@@ -27,9 +27,9 @@ def put_beside(model_dir: Path, folder: Path, *, max_model_len: int | None) -> N
     # The builder writes them again, larger: the original's bytes are the model's own.
     copy_beside(model_dir, folder)
     shutil.rmtree(folder.parent / "cache", ignore_errors=True)
-    if max_model_len is None:
-        return
     path = folder / "genai_config.json"
+    if max_model_len is None or not path.exists():
+        return
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model"]["context_length"] = max_model_len
     config["search"]["max_length"] = max_model_len

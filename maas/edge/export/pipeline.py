@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
+from maas.edge.export.encoder import make_encoder
 from maas.edge.export.finish import copy_beside, put_beside
 from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
-from maas.edge.quality.measure import QualityReceipt, Reference, measure, take_reference
+from maas.edge.quality.measure import Reference, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
@@ -61,6 +62,22 @@ class _Original:
         return TorchScorer(self.model, frozenset(eos if isinstance(eos, list) else [eos]))
 
 
+@dataclass(frozen=True)
+class _Proved:
+    """A graph, and what it keeps.
+
+    Attributes:
+        model_dir: Where tokenizer and template are.
+        receipt: ``receipt.json``.
+        summary: The part of it that the manifest has.
+    """
+
+    folder: Path
+    model_dir: Path
+    receipt: dict[str, Any]
+    summary: dict[str, Any]
+
+
 def run(spec: ExportSpec, report: Report) -> ExportResult:
     """Make a bundle.
 
@@ -78,6 +95,29 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
     spec.work_dir.mkdir(parents=True, exist_ok=True)
+    proved = _prove_encoder(spec, report) if spec.task == "embed" else _prove(spec, report)
+    score = proved.summary["score_percent"]
+    if proved.summary["verdict"] == "refused":
+        raise BundleRefused(
+            f"the bundle keeps {score:.1f} % of the original's score and "
+            f"{spec.quality.min_score_percent:.0f} % are asked for: take a higher precision, or "
+            "force it"
+        )
+    folder = proved.folder
+    put_beside(proved.model_dir, folder, max_model_len=spec.max_model_len)
+    (folder / "receipt.json").write_text(json.dumps(proved.receipt, indent=1), encoding="utf-8")
+    report(Progress(phase="cost", percent=90, message="measuring speed and memory"))
+    cost = _cost(folder, spec.num_threads)
+    report(Progress(phase="packing", percent=97, message="packing and signing"))
+    manifest = _manifest(spec, folder, proved.summary, cost)
+    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
+    shutil.rmtree(spec.work_dir, ignore_errors=True)
+    return ExportResult(
+        bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
+    )
+
+
+def _prove(spec: ExportSpec, report: Report) -> _Proved:
     original = _load(spec, report)
     report(Progress(phase="reference", percent=5, message="asking the original"))
     reference = _reference(original)
@@ -95,28 +135,29 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
         force=spec.quality.force,
     )
     receipt = {"quality": msgspec.to_builtins(proof), "search": tried, "seed": spec.seed}
-    receipt |= {"shrink": shrunk}
-    if proof.verdict == "refused":
-        raise BundleRefused(
-            f"the bundle keeps {proof.score_percent:.1f} % of the original's score and "
-            f"{proof.min_score_percent:.0f} % are asked for: take a higher precision, or force it"
-        )
-    put_beside(original.model_dir, folder, max_model_len=spec.max_model_len)
-    (folder / "receipt.json").write_text(json.dumps(receipt, indent=1), encoding="utf-8")
-    report(Progress(phase="cost", percent=90, message="measuring speed and memory"))
-    cost = _cost(folder, spec.num_threads)
-    report(Progress(phase="packing", percent=97, message="packing and signing"))
-    manifest = _manifest(spec, folder, proof, cost)
-    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
-    shutil.rmtree(spec.work_dir, ignore_errors=True)
-    return ExportResult(
-        bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
-    )
+    summary = {
+        "score_percent": proof.score_percent,
+        "greedy_agreement": proof.greedy_agreement,
+        "perplexity_ratio": proof.perplexity_ratio,
+        "verdict": proof.verdict,
+    }
+    return _Proved(folder, original.model_dir, receipt | {"shrink": shrunk}, summary)
+
+
+def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
+    folder = spec.work_dir / "bundle"
+    proof = make_encoder(spec, folder, report)
+    summary = {
+        "score_percent": proof.score_percent,
+        "mean_cosine": proof.mean_cosine,
+        "verdict": proof.verdict,
+    }
+    return _Proved(folder, spec.model_dir, {"quality": msgspec.to_builtins(proof)}, summary)
 
 
 def _check(spec: ExportSpec) -> None:
-    if spec.task == "embed":
-        raise CapabilityMissing("export of embedding models is not offered yet")
+    if spec.task == "embed" and (spec.shrink is not None or spec.adapter_dir is not None):
+        raise CapabilityMissing("models of embeddings are neither shrunk nor merged")
     if spec.precision == "fp16" and spec.target != "cuda":
         raise CapabilityMissing(
             f"fp16 on target {spec.target}: onnxruntime has no fp16 products for processors; take "
@@ -220,7 +261,7 @@ def _cost(folder: Path, num_threads: int) -> dict[str, Any]:
 
 
 def _manifest(
-    spec: ExportSpec, folder: Path, proof: QualityReceipt, cost: dict[str, Any]
+    spec: ExportSpec, folder: Path, summary: dict[str, Any], cost: dict[str, Any]
 ) -> Manifest:
     paths = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     parts = tuple(
@@ -244,13 +285,8 @@ def _manifest(
         max_model_len=spec.max_model_len,
         tool_call_parser=spec.tool_call_parser,
         cost_card=cost,
-        receipt={
-            "score_percent": proof.score_percent,
-            "greedy_agreement": proof.greedy_agreement,
-            "perplexity_ratio": proof.perplexity_ratio,
-            "verdict": proof.verdict,
-        },
-        marks=("forced",) if proof.verdict == "forced" else (),
+        receipt=summary,
+        marks=("forced",) if summary["verdict"] == "forced" else (),
     )
 
 

@@ -18,6 +18,7 @@ from maas.core.errors import MaasError
 from maas.edge.runtime.energy import EnergyMeter
 from maas.edge.runtime.engine.contract import Engine, Output, SamplingParams
 from maas.edge.runtime.engine.core import OnnxEngine
+from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
 from maas.edge.runtime.engine.options import EngineOptions
 
 NUM_PROMPT_TOKENS = 256
@@ -33,7 +34,7 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
         ram_peak_bytes: Of the process, with one request of 256 and 64 tokens.
         load_s: From its files to the first request.
         prefill_tok_s: Prompt tokens a second, one request.
-        decode_tok_s: Answer tokens a second, one request, nothing guessed.
+        decode_tok_s: Answer tokens a second, one request, nothing guessed; none for embeddings.
         energy_j_per_token: Of an answer token; none where the machine cannot tell.
         energy_note: How it was measured, or why not.
     """
@@ -42,7 +43,7 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
     ram_peak_bytes: int
     load_s: float
     prefill_tok_s: float
-    decode_tok_s: float
+    decode_tok_s: float | None
     energy_j_per_token: float | None
     energy_note: str
     num_threads: int
@@ -60,26 +61,37 @@ def measure_cost(folder: Path, num_threads: int) -> CostCard:
     options = EngineOptions(
         num_threads=num_threads, max_num_seqs=1, prefix_cache_bytes=0, max_draft_tokens=0
     )
-    engine = OnnxEngine(folder, options)
+    engine = EmbedEngine(folder, options) if is_embedding(folder) else OnnxEngine(folder, options)
     load_s = time.perf_counter() - started
     try:
         meter = EnergyMeter()
-        runs = [_run(engine, shift) for shift in range(_ROUNDS)]
+        measure = _embed if isinstance(engine, EmbedEngine) else _run
+        runs = [measure(engine, shift) for shift in range(_ROUNDS)]
         joules = meter.joules_since_start()
     finally:
         engine.close()
-    num_tokens = _ROUNDS * (NUM_NEW_TOKENS + NUM_PROMPT_TOKENS)
+    num_new = 0 if isinstance(engine, EmbedEngine) else NUM_NEW_TOKENS
+    num_tokens = _ROUNDS * (num_new + NUM_PROMPT_TOKENS)
     return CostCard(
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         ram_peak_bytes=_peak_bytes(),
         load_s=round(load_s, 3),
         prefill_tok_s=round(statistics.median(run[0] for run in runs), 1),
-        decode_tok_s=round(statistics.median(run[1] for run in runs), 1),
+        decode_tok_s=round(statistics.median(run[1] for run in runs), 1) if num_new else None,
         energy_j_per_token=None if joules is None else round(joules / num_tokens, 4),
         energy_note=meter.note,
         num_threads=options.threads,
         machine=f"{platform.machine()}, {_processor()}",
     )
+
+
+def _embed(engine: Engine, shift: int) -> tuple[float, float]:
+    """Return the tokens a second of one text."""
+    length = min(NUM_PROMPT_TOKENS, engine.info.max_model_len)
+    text = [(31 * place + shift) % engine.info.vocab_size for place in range(length)]
+    started = time.perf_counter()
+    engine.embed([text])
+    return length / (time.perf_counter() - started), 0.0
 
 
 def _run(engine: Engine, shift: int) -> tuple[float, float]:

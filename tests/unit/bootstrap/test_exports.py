@@ -7,7 +7,7 @@ import pytest
 from maas.bootstrap import exports
 from maas.bootstrap.exports import ExportDemand, check_export, export_here, export_memory_bytes
 from maas.catalog.catalog import load_catalog
-from maas.core.errors import CapabilityMissing, DoesNotFit, ModelNotFound
+from maas.core.errors import DoesNotFit, ModelNotFound
 from maas.core.settings import Settings
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 
@@ -32,11 +32,6 @@ def test_an_export_that_would_run_out_of_memory_is_refused_with_the_numbers():
     check_export(card, need)
     with pytest.raises(DoesNotFit, match=r"needs about 3\.0 GiB of memory and 2\.9 GiB are free"):
         check_export(card, need - 2**27)
-
-
-def test_a_model_of_embeddings_is_refused_by_name(tmp_path):
-    with pytest.raises(CapabilityMissing, match="all-minilm-l6-v2: only models that generate"):
-        start(tmp_path, "all-minilm-l6-v2")
 
 
 def test_an_unknown_model_is_refused(tmp_path):
