@@ -37,6 +37,8 @@ class RunningPlatform:
         self._home = home
         self._port = _free_port()
         self._environment = {
+            # What the figures are of; MAAS_ENGINE=onnx measures the other.
+            "MAAS_ENGINE": "vllm",
             **os.environ,
             "MAAS_HOME": str(home),
             "MAAS_PORT": str(self._port),
