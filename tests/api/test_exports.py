@@ -1,21 +1,29 @@
 """An export from its request to a device: real gateway, queue and shelf; its steps are short."""
 
 import asyncio
+import json
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from httpx import Client
+from typer.testing import CliRunner
 
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Machine
+from maas.cli.exports import download
+from maas.cli.main import app
+from maas.core.errors import BundleRefused
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.runtime.bundle.archive import hash_file, pack
+from maas.edge.runtime.bundle.archive import hash_file, pack, verify
 from maas.edge.runtime.bundle.manifest import Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from maas.edge.runtime.shelf.shelf import Shelf
@@ -42,7 +50,11 @@ def pack_a_graph(asked: list[ExportSpec], spec: ExportSpec, report, on_start) ->
     folder.mkdir(parents=True)
     write_graph(folder)
     (folder / "tokenizer.json").write_bytes(bytes(100_000))
-    roles = {"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"}
+    roles: dict[str, Any] = {
+        "model.onnx": "model",
+        "model.onnx.data": "weights",
+        "tokenizer.json": "tokenizer",
+    }
     manifest = Manifest(
         schema_version=1,
         bundle_id="",
@@ -203,3 +215,44 @@ def test_cancelled_export_is_not_made(yard: Yard) -> None:
     assert yard.client.post(f"/v1/exports/{export_id}/cancel").json()["status"] == "cancelled"
     asyncio.run(yard.queue.step())
     assert yard.asked == []
+
+
+def test_command_has_the_platform_make_it_and_downloads_it(yard: Yard, tmp_path: Path) -> None:
+    def work() -> None:
+        deadline = time.monotonic() + 20
+        while not yard.asked and time.monotonic() < deadline:
+            asyncio.run(yard.queue.step())
+            time.sleep(0.05)
+
+    queue = threading.Thread(target=work)
+    queue.start()
+    out, there = tmp_path / "m.maas", ["--url", yard.gateway.url, "--key", yard.key, "--json"]
+    done = CliRunner().invoke(app, ["export", BASE, "--out", str(out), *there])
+    queue.join()
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert verify(out, None).manifest.bundle_id == told["bundle_id"]
+    assert told["size_bytes"] == out.stat().st_size
+    assert [path.name for path in tmp_path.glob("*m.maas*")] == ["m.maas"]
+    listed = CliRunner().invoke(app, ["exports", "list", *there])
+    (export,) = json.loads(listed.stdout)["data"]
+    assert export["bundle_id"] == told["bundle_id"]
+    waiting = yard.export()["id"]
+    ended = CliRunner().invoke(app, ["exports", "cancel", waiting, *there])
+    assert json.loads(ended.stdout)["status"] == "cancelled"
+    seen = CliRunner().invoke(app, ["exports", "show", waiting, *there])
+    assert json.loads(seen.stdout)["status"] == "cancelled"
+
+
+def test_download_goes_on_where_it_ended(yard: Yard, tmp_path: Path) -> None:
+    bundle = yard.client.get(f"/v1/bundles/{yard.made()['bundle_id']}").json()
+    url = f"{yard.gateway.url}/v1/bundles/{bundle['id']}/content"
+    out = tmp_path / "m.maas"
+    begun = tmp_path / f".m.maas.{bundle['id'][:12]}.part"
+    begun.write_bytes(yard.client.get(url).content[:1000])
+    download(HttpSource(url, yard.key), bundle, out)
+    assert verify(out, None).manifest.bundle_id == bundle["id"]
+    begun.write_bytes(bytes(1000))
+    with pytest.raises(BundleRefused):
+        download(HttpSource(url, yard.key), bundle, out)
+    assert not begun.exists(), "the next one begins anew"
