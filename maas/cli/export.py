@@ -73,7 +73,12 @@ def export(  # noqa: PLR0913 - one a flag
             manifest = bundle["manifest"]
             report(Progress(phase="downloading", percent=99, message="downloading"))
             download(client.source(f"/bundles/{bundle['id']}/content"), bundle, out)
-    shown: dict[str, Any] = {
+    shown = _shown(manifest, out)
+    emit(shown, as_json=as_json, render=lambda console: _render(console, shown))
+
+
+def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:
+    return {
         "bundle_id": manifest["bundle_id"],
         "path": str(out.absolute()),
         "size_bytes": out.stat().st_size,
@@ -81,7 +86,6 @@ def export(  # noqa: PLR0913 - one a flag
         "cost_card": manifest["cost_card"],
         "marks": list(manifest["marks"]),
     }
-    emit(shown, as_json=as_json, render=lambda console: _render(console, shown))
 
 
 def _platform(url: str | None, key: str | None) -> GatewayClient | None:

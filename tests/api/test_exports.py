@@ -32,7 +32,9 @@ from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.registry import blob_key_of
 from maas.serving.exports.maker import BundleMaker
 from maas.serving.exports.queue import ExportQueue
+from maas.serving.exports.sweeper import BundleSweeper
 from maas.store.blobs import Blobs, open_blobs
+from maas.store.bundles import BundleRepository
 from maas.store.exports import ExportRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.adapters import tuned_model
@@ -178,6 +180,18 @@ def test_deleted_bundle_is_gone(yard: Yard) -> None:
     assert yard.client.get(f"/v1/bundles/{bundle_id}/content").status_code == 404
     listed = yard.client.get("/v1/bundles").json()["data"]
     assert bundle_id not in {item["id"] for item in listed}
+
+
+def test_bytes_of_a_deleted_bundle_are_swept(yard: Yard) -> None:
+    gone, kept = yard.made()["bundle_id"], yard.made()["bundle_id"]
+    yard.client.delete(f"/v1/bundles/{gone}")
+    store = yard.gateway.store
+    bundles = BundleRepository(store.database, store.clock)
+    BundleSweeper(bundles, yard.blobs).sweep()
+    assert yard.blobs.exists(f"bundles/{gone}"), "what is young stays"
+    BundleSweeper(bundles, yard.blobs, kept_s=-1.0).sweep()
+    assert not yard.blobs.exists(f"bundles/{gone}")
+    assert yard.client.get(f"/v1/bundles/{kept}/content").status_code == 200
 
 
 def test_tuned_model_is_merged_with_its_own_lineage_and_licence(yard: Yard) -> None:

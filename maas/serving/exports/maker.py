@@ -27,9 +27,12 @@ _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 
 
+BUNDLES = "bundles"
+
+
 def bundle_blob_key(bundle_id: str) -> str:
     """Return where a bundle's bytes are stored."""
-    return f"bundles/{bundle_id}"
+    return f"{BUNDLES}/{bundle_id}"
 
 
 @dataclass(frozen=True)
