@@ -9,6 +9,7 @@ from functools import partial
 import aiohttp
 
 from maas.bootstrap.child import begin
+from maas.bootstrap.export_queue import make_export_queue
 from maas.bootstrap.jobs import make_queue, make_sweeps
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.storage import make_keeper
@@ -63,9 +64,11 @@ async def run(settings: Settings) -> None:
         )
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
+        exports = make_export_queue(settings, store)
         keeper = make_keeper(settings, store)
         beside = [
             partial(queue.run, settings.serving.reconcile_interval_s),
+            partial(exports.run, settings.serving.reconcile_interval_s),
             partial(keeper.run, settings.serving.sweep_interval_s),
             *(
                 partial(keep_sweeping, sweep, settings.serving.sweep_interval_s)

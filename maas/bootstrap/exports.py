@@ -4,14 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
-from maas.core.errors import DoesNotFit
 from maas.core.settings import Settings
+from maas.edge.export.estimate import check_export
 from maas.edge.export.spec import (
     ExportResult,
     ExportSpec,
@@ -24,11 +22,6 @@ from maas.edge.export.spec import (
 from maas.edge.export.start import run_export
 from maas.engines.prepare import prepare_model
 
-# The original twice (as it is and rounded), its builder's copy in float32, and the rest.
-_BYTES_PER_PARAMETER = 2 + 2 + 4
-_OVERHEAD_BYTES = 2 * 2**30
-_GIB = 2**30
-
 
 @dataclass(frozen=True)
 class ExportDemand:
@@ -36,25 +29,6 @@ class ExportDemand:
 
     quality: QualityDemand = field(default_factory=QualityDemand)
     shrink: ShrinkDemand | None = None
-
-
-def export_memory_bytes(card: ModelCard) -> int:
-    """Return about how much memory an export takes."""
-    return _OVERHEAD_BYTES + card.parameters * _BYTES_PER_PARAMETER
-
-
-def check_export(card: ModelCard, available_bytes: int) -> None:
-    """Refuse an export that would run out of memory.
-
-    Raises:
-        DoesNotFit: The message has the numbers.
-    """
-    needed = export_memory_bytes(card)
-    if needed > available_bytes:
-        raise DoesNotFit(
-            f"exporting {card.id} needs about {needed / _GIB:.1f} GiB of memory and "
-            f"{available_bytes / _GIB:.1f} GiB are free"
-        )
 
 
 def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by keyword
@@ -94,24 +68,14 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         name=f"{card.id}-{precision}",
         work_dir=settings.home / "scratch" / f"export-{card.id}-{time.time_ns()}",
         out_path=out.absolute(),
-        signing_key=signing_key_path(settings),
+        signing_key=settings.home / "bundle.key",
         task=card.task,
         max_model_len=card.context,
         tool_call_parser=card.tool_call_parser,
-        licence=licence_of(card),
+        licence=card.licence.model_dump(mode="json"),
         lineage={"source": prepared.manifest.source, "commit": prepared.manifest.commit},
         quality=demand.quality,
         shrink=demand.shrink,
         created_at=float(int(time.time())),
     )
     return run_export(spec, report)
-
-
-def licence_of(card: ModelCard) -> dict[str, Any]:
-    """Return a card's licence as a bundle carries it."""
-    return card.licence.model_dump(mode="json")
-
-
-def signing_key_path(settings: Settings) -> Path:
-    """Return where this platform's signing key is."""
-    return settings.home / "bundle.key"

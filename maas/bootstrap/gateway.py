@@ -19,7 +19,7 @@ from maas.bootstrap.prices import card_prices
 from maas.bootstrap.store import Store, open_store
 from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
-from maas.catalog.machine import probe_machine
+from maas.catalog.machine import Machine, probe_machine
 from maas.core.settings import Settings
 from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
@@ -30,12 +30,15 @@ from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.app import Gateway, Workshop, create_gateway
 from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
+from maas.gateway.exports.service import Exports
 from maas.gateway.facts import ModelFacts
 from maas.gateway.fine_tuning.service import FineTuning
 from maas.gateway.relay.snapshot import Sources
 from maas.ledger.books import Books
 from maas.ledger.ledger import Ledger
 from maas.store.blobs import open_blobs
+from maas.store.bundles import BundleRepository
+from maas.store.exports import ExportRepository
 from maas.store.files import FileRepository
 from maas.store.records import Deployment
 from maas.store.secrets import SecretBox
@@ -107,6 +110,15 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
             cards=cards,
             weights_dir=settings.weights_dir,
         ),
+        exports=Exports(
+            database=store.database,
+            exports=ExportRepository(store.database, store.clock),
+            tuned_models=store.tuned_models,
+            cards=cards,
+            machine=partial(_machine, settings),
+            max_unfinished=settings.finetune.max_unfinished_jobs,
+        ),
+        bundles=BundleRepository(store.database, store.clock),
         files=files,
         uploads=UploadRepository(store.database, store.clock),
         fine_tuning=FineTuning(
@@ -124,9 +136,13 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
 
 
 def _has_gpu(settings: Settings) -> bool | None:
-    if settings.serving.ray_address is not None:
-        return None
-    return bool(probe_machine(settings.weights_dir).gpus)
+    machine = _machine(settings)
+    return None if machine is None else bool(machine.gpus)
+
+
+def _machine(settings: Settings) -> Machine | None:
+    """Return what this machine has; nothing where work runs elsewhere."""
+    return None if settings.serving.ray_address is not None else probe_machine(settings.weights_dir)
 
 
 def make_gateway(settings: Settings, store: Store) -> Gateway:

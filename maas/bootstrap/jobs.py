@@ -7,11 +7,13 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.finetune.recipe import load_recipes
+from maas.serving.exports.sweeper import BundleSweeper
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
 from maas.serving.jobs.sweeper import AdapterSweeper, RunSweeper, WeightsSweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
 from maas.store.adapter_removal import AdapterRemoval
+from maas.store.bundles import BundleRepository
 from maas.store.job_records import Job, JobChange
 from maas.store.records import Priority
 
@@ -88,4 +90,5 @@ def make_sweeps(settings: Settings) -> tuple[Callable[[], None], ...]:
         RunSweeper(tools.jobs, settings.jobs_dir).sweep,
         WeightsSweeper(tools.tuned_models, tools.blobs, settings.tuned_weights_dir).sweep,
         AdapterSweeper(removal, tools.blobs, settings.adapters_dir).sweep,
+        BundleSweeper(BundleRepository(tools.database, tools.clock), tools.blobs).sweep,
     )

@@ -24,6 +24,7 @@ from maas.core.errors import (
     Unavailable,
 )
 from maas.core.settings import Settings
+from maas.edge.runtime.shelf.sources import HttpSource
 
 UrlOption = Annotated[str | None, typer.Option("--url", help="Gateway; default: the one here.")]
 KeyOption = Annotated[
@@ -82,6 +83,10 @@ class GatewayClient:
                 return asyncio.run(self._ask("POST", "/files", data=form))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
+
+    def source(self, path: str) -> HttpSource:
+        """Return what is at a path below ``/v1`` as bytes that are read in ranges."""
+        return HttpSource(self._url + path, self._headers["Authorization"].removeprefix("Bearer "))
 
     def every(self, path: str) -> list[dict[str, Any]]:
         """Return all of a list, page by page."""

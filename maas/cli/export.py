@@ -11,16 +11,11 @@ from rich.table import Table
 
 from maas.bootstrap import resolve_settings
 from maas.bootstrap.exports import ExportDemand, export_here
+from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
+from maas.cli.exports import download, export_there
 from maas.cli.output import JsonFlag, emit
-from maas.core.errors import ConfigError
-from maas.edge.export.spec import (
-    ExportResult,
-    Precision,
-    Progress,
-    QualityDemand,
-    ShrinkDemand,
-    Target,
-)
+from maas.core.errors import ConfigError, Unavailable
+from maas.edge.export.spec import Precision, Progress, QualityDemand, ShrinkDemand, Target
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 _PARTS = ("prefill", "decode")
@@ -40,6 +35,8 @@ def export(  # noqa: PLR0913 - one a flag
     ] = None,
     recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
+    url: UrlOption = None,
+    key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Quantise a model, prove it against the original, and pack it into one signed file."""
@@ -61,27 +58,58 @@ def export(  # noqa: PLR0913 - one a flag
             what = progress.message or progress.phase
             bar.update(task, completed=progress.percent, description=what)
 
-        result = export_here(
-            resolve_settings(),
-            model,
-            target=_TARGETS[target],
-            precision=_PRECISIONS[precision],
-            demand=ExportDemand(
-                quality=QualityDemand(min_score_percent=min_score, force=force),
-                shrink=shrink,
-            ),
-            out=out,
-            report=report,
-        )
-    shown: dict[str, Any] = {
-        "bundle_id": result.bundle_id,
-        "path": str(result.bundle_path),
-        "size_bytes": result.bundle_path.stat().st_size,
-        "receipt": result.manifest["receipt"],
-        "cost_card": result.manifest["cost_card"],
-        "marks": list(result.manifest["marks"]),
+        body = {
+            "model": model,
+            "target": _TARGETS[target],
+            "precision": _PRECISIONS[precision],
+            "quality": {"min_score_percent": min_score, "force": force},
+        }
+        # The platform prunes nothing: that is done here.
+        client = _platform(url, key) if shrink is None else None
+        if client is None:
+            result = export_here(
+                resolve_settings(),
+                model,
+                target=_TARGETS[target],
+                precision=_PRECISIONS[precision],
+                demand=ExportDemand(
+                    quality=QualityDemand(min_score_percent=min_score, force=force),
+                    shrink=shrink,
+                ),
+                out=out,
+                report=report,
+            )
+            manifest = result.manifest
+        else:
+            bundle = export_there(client, body, report)
+            manifest = bundle["manifest"]
+            report(Progress(phase="downloading", percent=99, message="downloading"))
+            download(client.source(f"/bundles/{bundle['id']}/content"), bundle, out)
+    shown = _shown(manifest, out)
+    emit(shown, as_json=as_json, render=lambda console: _render(console, shown))
+
+
+def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:
+    return {
+        "bundle_id": manifest["bundle_id"],
+        "path": str(out.absolute()),
+        "size_bytes": out.stat().st_size,
+        "receipt": manifest["receipt"],
+        "cost_card": manifest["cost_card"],
+        "marks": list(manifest["marks"]),
     }
-    emit(shown, as_json=as_json, render=lambda console: _render(console, result, shown))
+
+
+def _platform(url: str | None, key: str | None) -> GatewayClient | None:
+    """Return a client of the platform; none where none was named and none answers here."""
+    try:
+        client = client_of(url, key)
+        client.get("/exports", limit=1)
+    except (ConfigError, Unavailable):
+        if url is not None:
+            raise
+        return None
+    return client
 
 
 def _bar(*, is_quiet: bool) -> Bar:
@@ -102,11 +130,11 @@ def _speed(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:.0f} tok/s"
 
 
-def _render(console: Console, result: ExportResult, shown: dict[str, Any]) -> None:
+def _render(console: Console, shown: dict[str, Any]) -> None:
     receipt, cost = shown["receipt"], shown["cost_card"]
     energy = cost["energy_j_per_token"]
     rows = {
-        "bundle": result.bundle_id,
+        "bundle": shown["bundle_id"],
         "file": shown["path"],
         "size": f"{shown['size_bytes'] / 1e6:.1f} MB",
         "keeps of the original's score": f"{receipt['score_percent']:.1f} %",

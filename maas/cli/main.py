@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from maas.cli import audit, data, deploy, job, key, limit, model, org, price, project, webhook
+from maas.cli import (
+    audit,
+    data,
+    deploy,
+    exports,
+    job,
+    key,
+    limit,
+    model,
+    org,
+    price,
+    project,
+    webhook,
+)
 from maas.cli.chat import chat
 from maas.cli.doctor import doctor
 from maas.cli.export import export
@@ -42,6 +55,7 @@ app.command()(export)
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(exports.app, name="exports")
 app.add_typer(job.app, name="job")
 app.add_typer(key.app, name="key")
 app.add_typer(limit.app, name="limit")

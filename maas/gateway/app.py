@@ -26,8 +26,11 @@ from maas.core.settings import GatewaySettings
 from maas.gateway.adapters import routes as adapters
 from maas.gateway.adapters.door import ADAPTERS_PATH, AdapterDoor
 from maas.gateway.adapters.service import BroughtAdapters
+from maas.gateway.bundles import routes as bundles
 from maas.gateway.control_writes import ControlWrites, Sealing
 from maas.gateway.errors import error_body, error_headers, status_of
+from maas.gateway.exports import routes as exports
+from maas.gateway.exports.service import Exports
 from maas.gateway.files import routes as files
 from maas.gateway.files.door import FileDoor, takes_file
 from maas.gateway.fine_tuning import routes as fine_tuning
@@ -54,6 +57,7 @@ from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
 from maas.store.blobs import Blobs
+from maas.store.bundles import BundleRepository
 from maas.store.files import FileRepository
 from maas.store.tenancy import Tenancy
 from maas.store.uploads import UploadRepository
@@ -204,13 +208,15 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What files and fine-tuning work with."""
+    """What files, fine-tuning and exports work with."""
 
     blobs: Blobs
     files: FileRepository
     uploads: UploadRepository
     fine_tuning: FineTuning
     brought_adapters: BroughtAdapters
+    exports: Exports
+    bundles: BundleRepository
 
 
 def _control_plane(  # noqa: PLR0913 - what the routes work with
@@ -244,13 +250,11 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     app.state.uploads = workshop.uploads
     app.state.fine_tuning = workshop.fine_tuning
     app.state.brought_adapters = workshop.brought_adapters
-    app.include_router(health.router)
-    app.include_router(models.router)
-    app.include_router(adapters.router)
-    app.include_router(organization.router)
-    app.include_router(files.router)
-    app.include_router(uploads.router)
-    app.include_router(fine_tuning.router)
+    app.state.exports = workshop.exports
+    app.state.bundles = workshop.bundles
+    parts = (health, models, adapters, organization, files, uploads, fine_tuning, exports, bundles)
+    for part in parts:
+        app.include_router(part.router)
     for kind in (MaasError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
     for path in RELAYED:

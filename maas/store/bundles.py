@@ -60,6 +60,12 @@ class BundleRepository:
             page = read_page(session, wanted, order=order, window=window)
             return Page(tuple(bundle_of(row) for row in page.items), page.has_more)
 
+    def blob_keys(self) -> frozenset[str]:
+        """Return where the bytes are of all bundles that are not deleted."""
+        wanted = select(BundleRow.blob_key).where(BundleRow.deleted_at.is_(None))
+        with self._database.read() as session:
+            return frozenset(session.scalars(wanted))
+
     def delete(self, project_id: str, bundle_id: str) -> None:
         """Take a bundle away; its bytes go later.
 

@@ -217,6 +217,7 @@ POSTS = {
     "POST /v1/organization/rate_limits/{rate_limit_id}": {"max_requests_per_1_minute": 5},
     "POST /v1/organization/spend_limit": BUDGET,
     "POST /v1/fine_tuning/jobs": {"model": BASE, "training_file": "FILE"},
+    "POST /v1/exports": {"model": BASE},
     "POST /v1/files": {"form": "data"},
     "POST /v1/adapters": {
         "model": "smollm2-135m-instruct",

@@ -1,5 +1,6 @@
 """Nobody sees or touches what belongs to another tenant: every route, asked with every key."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.finetune.adapter_files import CONFIG_NAME
 from maas.store.blobs import open_blobs
+from maas.store.export_records import MadeBundle, NewExport
+from maas.store.exports import ExportRepository
 from maas.store.files import FileRepository, NewFile, blob_key_of, new_file_id
 from maas.store.job_records import NewJob
 from maas.store.key_terms import KeyTerms
@@ -79,6 +82,12 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "POST /v1/fine_tuning/jobs/{job_id}/pause": None,
     "POST /v1/fine_tuning/jobs/{job_id}/resume": None,
     "POST /v1/fine_tuning/jobs/{job_id}/cancel": None,
+    "GET /v1/exports/{export_id}": None,
+    "GET /v1/exports/{export_id}/events": None,
+    "POST /v1/exports/{export_id}/cancel": None,
+    "GET /v1/bundles/{bundle_id}": None,
+    "GET /v1/bundles/{bundle_id}/content": None,
+    "DELETE /v1/bundles/{bundle_id}": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -97,6 +106,8 @@ LISTS = {
     "GET /v1/adapters",
     "GET /v1/files",
     "GET /v1/fine_tuning/jobs",
+    "GET /v1/exports",
+    "GET /v1/bundles",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
@@ -115,6 +126,7 @@ SHARED = {
     "POST /v1/uploads",
     "GET /v1/fine_tuning/recipes",
     "POST /v1/fine_tuning/jobs",
+    "POST /v1/exports",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
@@ -178,6 +190,7 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
     ids = {
         **held,
         **_jobs(gateway, first.id, held["file_id"], name),
+        **_export(gateway, first.id, name),
         "project_id": project.id,
         "key_id": key.id,
         "account_id": account.id,
@@ -259,6 +272,23 @@ def _jobs(gateway: RunningGateway, project_id: str, file_id: str, name: str) -> 
         ids[f"job_to_{action}"] = jobs.create(new).id
     jobs.pause(project_id, ids["job_to_resume"])
     return {**ids, "job_id": ids["job_to_pause"]}
+
+
+def _export(gateway: RunningGateway, project_id: str, name: str) -> dict[str, str]:
+    exports = ExportRepository(gateway.store.database, gateway.store.clock)
+    new = NewExport(
+        project_id, f"{name}-key", "r", BASE, BASE, name=name, target="cpu", precision="int4"
+    )
+    made, waiting = exports.create(new), exports.create(new)
+    exports.take(made.id, seen_attempt=0)
+    blob = open_blobs(Settings(home=gateway.home)).put_file(
+        f"bundles/{name}", Path(pytest.__file__)
+    )
+    bundle_id = hashlib.sha256(made.id.encode()).hexdigest()
+    exports.succeed(
+        made.id, 1, MadeBundle(bundle_id, name, blob.key, blob.size_bytes, {"name": name})
+    )
+    return {"export_id": waiting.id, "bundle_id": bundle_id}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from maas.core.clock import Clock
-from maas.core.errors import BundleRefused, CapabilityMissing, DoesNotFit, MaasError, Superseded
+from maas.core.errors import (
+    BundleRefused,
+    CapabilityMissing,
+    DoesNotFit,
+    MaasError,
+    NotFound,
+    PermissionDenied,
+    Superseded,
+)
 from maas.serving.backoff import backoff_s
 from maas.store.export_records import Export, ExportStatus, MadeBundle
 from maas.store.exports import ExportRepository
@@ -23,7 +31,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
 # What trying again does not mend.
-_FINAL = (BundleRefused, CapabilityMissing, DoesNotFit)
+_FINAL = (BundleRefused, CapabilityMissing, DoesNotFit, NotFound, PermissionDenied)
 
 
 class Work:

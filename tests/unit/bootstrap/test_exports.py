@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from maas.bootstrap import exports
-from maas.bootstrap.exports import ExportDemand, check_export, export_here, export_memory_bytes
+from maas.bootstrap.exports import ExportDemand, export_here
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import DoesNotFit, ModelNotFound
 from maas.core.settings import Settings
+from maas.edge.export.estimate import check_export, export_memory_bytes
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 
 MODEL = "smollm2-135m-instruct"

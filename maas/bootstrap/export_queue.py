@@ -1,0 +1,30 @@
+"""The controller's part in exports: their queue, put together."""
+
+from functools import partial
+
+from maas.bootstrap.store import Store
+from maas.catalog.catalog import load_catalog
+from maas.catalog.machine import probe_machine
+from maas.core.settings import Settings
+from maas.serving.exports.maker import BundleMaker
+from maas.serving.exports.queue import ExportQueue
+from maas.store.blobs import open_blobs
+from maas.store.exports import ExportRepository
+from maas.store.job_records import JobStatus
+
+
+def make_export_queue(settings: Settings, store: Store) -> ExportQueue:
+    """Put the queue of exports together."""
+
+    def num_training() -> int:
+        return sum(job.status is JobStatus.RUNNING for job in store.jobs.unfinished())
+
+    maker = BundleMaker(
+        settings=settings,
+        catalog=load_catalog(settings.models_dir),
+        tuned_models=store.tuned_models,
+        blobs=open_blobs(settings),
+        probe=partial(probe_machine, settings.weights_dir),
+        num_training=num_training,
+    )
+    return ExportQueue(ExportRepository(store.database, store.clock), maker, clock=store.clock)

@@ -1,0 +1,123 @@
+"""``maas exports``: exports of the platform; and how ``maas export`` has one made there."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
+from maas.cli.output import JsonFlag, emit
+from maas.core.errors import BundleRefused, EngineError, SourceUnreachable
+from maas.edge.export.spec import Progress
+from maas.edge.runtime.bundle.archive import verify
+from maas.edge.runtime.shelf.sources import Source
+
+app = typer.Typer(help="Exports: list, show, cancel.", no_args_is_help=True)
+_EXPORTS = "/exports"
+_POLL_S = 0.5
+_MAX_READS = 5
+_OVER = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@app.command("list")
+def list_exports(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Most exports.")] = 20,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List exports, newest first."""
+    page = client_of(url, key).get(_EXPORTS, limit=limit)
+
+    def render(console: Console) -> None:
+        table = Table("id", "model", "precision", "status", "bundle")
+        for item in page["data"]:
+            made = (item["bundle_id"] or "")[:12]
+            table.add_row(item["id"], item["model"], item["precision"], item["status"], made)
+        console.print(table)
+
+    emit(page, as_json=as_json, render=render)
+
+
+@app.command()
+def show(
+    export_id: str, url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False
+) -> None:
+    """Show an export."""
+    _show(client_of(url, key).get(f"{_EXPORTS}/{export_id}"), as_json=as_json)
+
+
+@app.command()
+def cancel(
+    export_id: str, url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False
+) -> None:
+    """End an export now."""
+    _show(client_of(url, key).post(f"{_EXPORTS}/{export_id}/cancel"), as_json=as_json)
+
+
+def _show(export: dict[str, Any], *, as_json: bool) -> None:
+    def render(console: Console) -> None:
+        table = Table(show_header=False, box=None)
+        for name in ("id", "model", "target", "precision", "status", "bundle_id"):
+            table.add_row(name, str(export[name] or ""))
+        if export["error"]:
+            table.add_row("error", str(export["error"]["message"]))
+        console.print(table)
+
+    emit(export, as_json=as_json, render=render)
+
+
+def export_there(
+    client: GatewayClient, body: Mapping[str, Any], report: Callable[[Progress], None]
+) -> dict[str, Any]:
+    """Have the platform make a bundle, and return the bundle's object.
+
+    Raises:
+        BundleRefused: It keeps too little of the original.
+        EngineError: It ended without a bundle.
+    """
+    export = client.post(_EXPORTS, body)
+    while export["status"] not in _OVER:
+        told = export["progress"] or {"phase": "queued", "percent": 0, "message": export["id"]}
+        report(Progress.model_validate(told))
+        time.sleep(_POLL_S)
+        export = client.get(f"{_EXPORTS}/{export['id']}")
+    if export["status"] == "succeeded":
+        return client.get(f"/bundles/{export['bundle_id']}")
+    error = export["error"] or {"code": "", "message": f"{export['id']} was {export['status']}"}
+    kind = BundleRefused if error["code"] == BundleRefused.code else EngineError
+    raise kind(error["message"])
+
+
+def download(source: Source, bundle: Mapping[str, Any], out: Path) -> None:
+    """Fetch a bundle into a file, going on where the connection ended; every part is checked.
+
+    Raises:
+        BundleRefused: What came is not the bundle.
+        SourceUnreachable: The gateway stopped answering.
+    """
+    partial = out.with_name(f".{out.name}.{bundle['id'][:12]}.part")
+    size = int(bundle["bytes"])
+    with partial.open("ab") as stream:
+        for num_left in reversed(range(_MAX_READS)):
+            place = stream.tell()
+            try:
+                for chunk in source.read(place, size - place):
+                    stream.write(chunk)
+            except SourceUnreachable:
+                if not num_left:
+                    raise
+            if stream.tell() >= size:
+                break
+    try:
+        found = verify(partial, None).manifest.bundle_id
+        if found != bundle["id"]:
+            raise BundleRefused(f"the gateway sent bundle {found} in place of {bundle['id']}")
+    except BundleRefused:
+        partial.unlink()
+        raise
+    partial.replace(out)

@@ -1,0 +1,1 @@
+"""Bundles on the wire: what exports made, read in ranges."""

@@ -1,0 +1,1 @@
+"""Exports on the wire: from a model to a bundle."""

@@ -1,0 +1,80 @@
+"""Exports on the wire. Ours: OpenAI's API has nothing like them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from maas.edge.export.spec import Precision, QualityDemand, Target
+from maas.gateway.organization.wire import Body
+from maas.store.export_records import Export, ExportEvent
+
+
+class ExportBody(Body):
+    """A new export."""
+
+    model: Annotated[str, Field(min_length=1, max_length=255)]
+    target: Target = "cpu"
+    precision: Precision = "int4"
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = None
+    quality: QualityDemand = QualityDemand()
+    metadata: dict[str, str] | None = None
+
+
+class ExportObject(BaseModel):
+    """An export; ``bundle_id`` is there once it succeeded."""
+
+    object: Literal["export"] = "export"
+    id: str
+    created_at: int
+    finished_at: int | None
+    status: str
+    model: str
+    base_model: str
+    name: str
+    target: str
+    precision: str
+    quality: Mapping[str, Any]
+    estimate: Mapping[str, Any]
+    progress: Mapping[str, Any] | None
+    bundle_id: str | None
+    error: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+
+
+class ExportEventObject(BaseModel):
+    """Something an export told."""
+
+    object: Literal["export.event"] = "export.event"
+    id: str
+    created_at: int
+    level: str
+    message: str
+
+
+def shown(export: Export) -> ExportObject:
+    """Return an export on the wire."""
+    return ExportObject(
+        id=export.id,
+        created_at=int(export.created_at),
+        finished_at=None if export.finished_at is None else int(export.finished_at),
+        status=export.status.value,
+        model=export.model_id,
+        base_model=export.base_model_id,
+        name=export.name,
+        target=export.target,
+        precision=export.precision,
+        quality=export.quality,
+        estimate=export.estimate,
+        progress=export.progress,
+        bundle_id=export.bundle_id,
+        error=export.error,
+        metadata=export.labels,
+    )
+
+
+def shown_event(event: ExportEvent) -> ExportEventObject:
+    """Return an event on the wire."""
+    return ExportEventObject(
+        id=event.id, created_at=int(event.created_at), level=event.level, message=event.message
+    )
