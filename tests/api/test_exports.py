@@ -210,7 +210,6 @@ def test_tuned_model_is_merged_with_its_own_lineage_and_licence(yard: Yard) -> N
 def test_what_cannot_be_made_is_refused_when_it_is_asked_for(yard: Yard) -> None:
     for fields, status, code in (
         ({"model": "nobody"}, 404, "model_not_found"),
-        ({"model": "all-minilm-l6-v2"}, 400, "capability_missing"),
         ({"precision": "fp16"}, 400, "capability_missing"),
         ({"colour": "red"}, 400, "unknown_field"),
     ):
