@@ -212,7 +212,7 @@ class DeviceRepository:
                 DeviceStateRow.device_id.in_(ids)
             )
         )
-        report_of = dict(reports.tuples())
+        report_of = {row[0]: row[1] for row in reports}
         book = read_book(session, {row.project_id for row in known})
         return [
             Device(

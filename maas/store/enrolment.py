@@ -8,7 +8,7 @@ device and key: the answer may have been lost on its way. The key is sealed mean
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from maas.store.fleet_records import EnrolmentCode, code_of
 from maas.store.fleet_tables import DeviceRow, DeviceStateRow, EnrolmentCodeRow
 from maas.store.keys import new_row
 from maas.store.pages import Page, Window, read_page
+from maas.store.secrets import Sealing
 from maas.store.text import as_name
 
 REPLAYED_S = 24 * 3600.0
@@ -61,14 +62,6 @@ class Enrolled:
     project_id: str
     device_id: str
     key: str
-
-
-@dataclass(frozen=True)
-class Sealing:
-    """How keys are sealed while they may be asked for again."""
-
-    seal: Callable[[str], str]
-    open: Callable[[str], str]
 
 
 class EnrolmentRepository:

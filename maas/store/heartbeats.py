@@ -224,7 +224,7 @@ def _sizes(session: Session, bundle_ids: set[str]) -> dict[str, int]:
     if not bundle_ids:
         return {}
     wanted = select(BundleRow.id, BundleRow.size_bytes).where(BundleRow.id.in_(bundle_ids))
-    return dict(session.execute(wanted).tuples())
+    return {row[0]: row[1] for row in session.execute(wanted)}
 
 
 def _short(text: str | None) -> str | None:
