@@ -1,11 +1,10 @@
 """The gateway put together: which path goes to the data plane, which to the control plane."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import (
@@ -27,7 +26,11 @@ from maas.gateway.adapters import routes as adapters
 from maas.gateway.adapters.door import ADAPTERS_PATH, AdapterDoor
 from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.bundles import routes as bundles
-from maas.gateway.control_writes import ControlWrites, Sealing
+from maas.gateway.control_writes import ControlWrites
+from maas.gateway.devices import routes as devices
+from maas.gateway.devices.door import DeviceDoor
+from maas.gateway.devices.service import FleetService
+from maas.gateway.document import DEVICE_ROUTES, RELAYED, document_of
 from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.exports import routes as exports
 from maas.gateway.exports.service import Exports
@@ -52,23 +55,15 @@ from maas.gateway.uploads import routes as uploads
 from maas.gateway.uploads.joining import Joiner
 from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
-from maas.protocol.chat import ChatCompletionRequest
-from maas.protocol.completions import CompletionRequest
-from maas.protocol.embeddings import EmbeddingRequest
-from maas.protocol.responses import ResponsesRequest
 from maas.store.blobs import Blobs
 from maas.store.bundles import BundleRepository
+from maas.store.device_keys import ENROL_PATH, HEARTBEAT_PATH
 from maas.store.files import FileRepository
+from maas.store.fleet import Fleet
+from maas.store.secrets import Sealing
 from maas.store.tenancy import Tenancy
 from maas.store.uploads import UploadRepository
 from maas.store.webhooks import WebhookRepository
-
-RELAYED = {
-    "/v1/chat/completions": ChatCompletionRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/embeddings": EmbeddingRequest,
-    "/v1/responses": ResponsesRequest,
-}
 
 
 @dataclass(frozen=True)
@@ -174,41 +169,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return _answer(MaasError("unexpected"), request)
 
 
-def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """Return ``app.openapi`` with the relayed routes in it."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        document = plain()
-        template = "#/components/schemas/{name}"
-        types = list(RELAYED.values())
-        schemas, components = msgspec.json.schema_components(types, ref_template=template)
-        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        for (path, kind), schema in zip(RELAYED.items(), schemas, strict=True):
-            document["paths"][path] = {
-                "post": {
-                    "tags": ["inference"],
-                    "summary": (kind.__doc__ or "").splitlines()[0],
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": schema}},
-                    },
-                    "responses": {"200": {"description": "As OpenAI defines it, JSON or SSE"}},
-                    "security": [{"bearer": []}],
-                }
-            }
-        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = document
-        return document
-
-    return openapi
-
-
 @dataclass(frozen=True)
 class Workshop:
-    """What files, fine-tuning and exports work with."""
+    """What files, fine-tuning, exports and devices work with."""
 
     blobs: Blobs
     files: FileRepository
@@ -217,6 +180,7 @@ class Workshop:
     brought_adapters: BroughtAdapters
     exports: Exports
     bundles: BundleRepository
+    fleet: Fleet
 
 
 def _control_plane(  # noqa: PLR0913 - what the routes work with
@@ -252,15 +216,16 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     app.state.brought_adapters = workshop.brought_adapters
     app.state.exports = workshop.exports
     app.state.bundles = workshop.bundles
-    parts = (health, models, adapters, organization, files, uploads, fine_tuning, exports, bundles)
-    for part in parts:
+    app.state.fleet = FleetService(workshop.fleet, snapshots)
+    made = (files, uploads, fine_tuning, exports, bundles, devices)
+    for part in (health, models, adapters, organization, *made):
         app.include_router(part.router)
     for kind in (MaasError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
-    for path in RELAYED:
+    for path in (*RELAYED, *DEVICE_ROUTES):
         # A wrong method on a relayed route is a 405, not a 404.
         app.add_api_route(path, _wrong_method, methods=["POST"], include_in_schema=False)
-    app.openapi = _document(app)  # type: ignore[method-assign]
+    app.openapi = document_of(app)  # type: ignore[method-assign]
     return app
 
 
@@ -337,7 +302,13 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    door = DeviceDoor(workshop.fleet, relay=relay, snapshots=snapshots, settings=settings)
+    relayed: dict[str, ASGIApp] = {
+        **dict.fromkeys(PARSERS, relay),
+        "/v1/responses": responses,
+        ENROL_PATH: door.enrol,
+        HEARTBEAT_PATH: door.heartbeat,
+    }
     webhooks = WebhookRepository(tenancy.database, tenancy.clock, sealing.seal)
     control = ControlWrites(
         _control_plane(
