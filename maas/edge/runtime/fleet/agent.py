@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from maas.edge.runtime.server.serve import Address, listening, stop_when_told
 from maas.edge.runtime.server.served import Serving
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import HttpSource
+
+log = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 5.0
 
@@ -86,7 +89,7 @@ class Agent:
             self._seat,
             self._store,
             lambda bundle_id: HttpSource(f"{url}/v1/bundles/{bundle_id}/content", key),
-            on_change=lambda: self._heartbeats.hurry(),
+            on_change=self._tell_soon,
         )
         reporter = Reporter(
             self._seat, self._updater, self._store, self._counters, self._queue, self._battery
@@ -130,8 +133,15 @@ class Agent:
             await self._seat.close()
 
     async def _run(self) -> None:
-        await bring_up(self._seat, self._store)
+        try:
+            await bring_up(self._seat, self._store)
+        except Exception:
+            # Without a bundle it can still be sent one.
+            log.exception("no bundle was brought up")
         await self._heartbeats.run()
+
+    def _tell_soon(self) -> None:
+        self._heartbeats.hurry()
 
     def _on_answer(self, answer: HeartbeatAnswer) -> None:
         self._updater.retry_s = min(answer.heartbeat_s, _MAX_RETRY_S)

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-from maas.core.errors import AuthenticationFailed, MaasError
+from maas.core.errors import MaasError
 from maas.edge.runtime.fleet.gateway import Gateway
 from maas.edge.runtime.fleet.state import Contact, StateFile
 from maas.edge.runtime.fleet.wire import Heartbeat, HeartbeatAnswer
@@ -60,7 +60,6 @@ class Heartbeats:
         self._is_due = asyncio.Event()
         contact = store.state.contact
         self._heartbeat_s = contact.heartbeat_s if contact else HeartbeatAnswer().heartbeat_s
-        # A device that was never answered may have been enrolled this minute.
         self._num_failures = 0
 
     def hurry(self) -> None:
@@ -74,7 +73,8 @@ class Heartbeats:
             try:
                 await self.beat()
                 self._num_failures = 0
-            except MaasError as error:
+            except Exception as error:
+                # Whatever it is, the next one may be answered.
                 self._note(error)
                 self._num_failures += 1
             delay = next_delay(self._heartbeat_s, self._num_failures, random.random)
@@ -104,8 +104,8 @@ class Heartbeats:
         if last is None or not is_known or not 0 <= now - last.at < _CONTACT_EVERY_S:
             self._store.change(contact=new)
 
-    def _note(self, error: MaasError) -> None:
-        if self._num_failures == 0:
+    def _note(self, error: Exception) -> None:
+        if not isinstance(error, MaasError):
+            log.exception("a heartbeat failed")
+        elif self._num_failures == 0:
             log.warning("no heartbeat: %s", error.message)
-        if isinstance(error, AuthenticationFailed) and self._num_failures == 0:
-            self._store.add_error(error.code, error.message)

@@ -80,16 +80,15 @@ class Seat:
     def take(self, served: Served, held: Held) -> None:
         """Answer with a bundle from now on; the old one ends when its requests are over."""
         self.held = held
-        task = asyncio.ensure_future(
-            self.serving.exchange(served, why="", max_wait_s=_DRAIN_S),
-        )
+        old = self.serving.exchange(served)
+        task = asyncio.create_task(old.retire(_DRAIN_S))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
     async def leave(self, why: str, *, max_wait_s: float = _DRAIN_S) -> None:
         """Answer with no bundle, and wait until the old one's memory is free."""
         self.held = None
-        await self.serving.exchange(None, why=why, max_wait_s=max_wait_s)
+        await self.serving.exchange(None, why).retire(max_wait_s)
 
     async def close(self) -> None:
         """End all requests, those of bundles that leave included."""
@@ -118,7 +117,7 @@ async def bring_up(seat: Seat, store: StateFile) -> None:
         if held is None:
             continue
         try:
-            shelf.verify(held)
+            await run_apart(lambda held=held: shelf.verify(held))
             served = await seat.loader.load(held)
         except Exception as error:
             log.exception("bundle %s does not work", _id(held))

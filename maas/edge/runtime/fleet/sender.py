@@ -42,8 +42,12 @@ class Sender:
         """Go on until cancelled."""
         while True:
             self._is_due.clear()
-            while self._cloud.model is not None and await self._send_next():
-                pass
+            try:
+                while self._cloud.model is not None and await self._send_next():
+                    pass
+            except Exception:
+                # A full disk, say: what waits, waits on.
+                log.exception("the offline queue stopped")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_due.wait(), _IDLE_S)
 

@@ -106,9 +106,9 @@ class Updater:
             if not is_told:
                 succeed(self._store, mark, self._store.state.speed)
             return
-        if failed is not None and failed.bundle_id == mark.bundle_id:
-            if mark.attempt <= failed.attempt:
-                return
+        is_known = failed is not None and failed.bundle_id == mark.bundle_id
+        if failed is not None and is_known and mark.attempt <= failed.attempt:
+            return
         self._mark = mark
         self._stop.clear()
         self._stopped.clear()

@@ -1,6 +1,7 @@
 """The bundle that answers, and how another takes its place under running requests."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer
 from maas.core.errors import Unavailable
 from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.server.templates import ChatTemplate
+
+log = logging.getLogger(__name__)
 
 _RETRY_AFTER_S = 5
 
@@ -35,14 +38,25 @@ class Served:
     adapters: set[str] = field(default_factory=set[str])
 
 
-class _Lent:
+class Lent:
     """A bundle and the requests that use it."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served | None) -> None:
         self.served = served
         self.num_users = 0
         self.is_free = asyncio.Event()
         self.is_free.set()
+
+    async def retire(self, max_wait_s: float) -> None:
+        """Close the bundle when its requests are over; those that run longer are ended."""
+        try:
+            await asyncio.wait_for(self.is_free.wait(), max_wait_s)
+        except TimeoutError:
+            log.warning("requests of the bundle before are ended after %.0f s", max_wait_s)
+        finally:
+            served, self.served = self.served, None
+            if served is not None:
+                await asyncio.to_thread(served.engine.close)
 
 
 class Serving:
@@ -53,13 +67,13 @@ class Serving:
     """
 
     def __init__(self, served: Served | None = None) -> None:
-        self._lent = _Lent(served) if served else None
+        self._lent = Lent(served)
         self._why = "no bundle is loaded here yet"
 
     @property
     def current(self) -> Served | None:
         """The bundle that answers now."""
-        return self._lent.served if self._lent else None
+        return self._lent.served
 
     @contextmanager
     def use(self) -> Iterator[Served]:
@@ -69,7 +83,7 @@ class Serving:
             Unavailable: There is none; the message says why.
         """
         lent = self._lent
-        if lent is None:
+        if lent.served is None:
             raise Unavailable(self._why, retry_after_s=_RETRY_AFTER_S)
         lent.num_users += 1
         lent.is_free.clear()
@@ -80,21 +94,13 @@ class Serving:
             if not lent.num_users:
                 lent.is_free.set()
 
-    async def exchange(self, served: Served | None, *, why: str, max_wait_s: float) -> None:
-        """Answer with another bundle, at once; close the old one when its requests are over.
+    def exchange(self, served: Served | None, why: str = "") -> Lent:
+        """Answer with another bundle from now on; return the old one, to be retired.
 
         Args:
             served: The other; none: requests are refused from now on.
             why: What they are told then.
-            max_wait_s: Requests that run longer are ended.
         """
-        old, self._lent = self._lent, _Lent(served) if served else None
+        old, self._lent = self._lent, Lent(served)
         self._why = why
-        if old is None:
-            return
-        try:
-            await asyncio.wait_for(old.is_free.wait(), max_wait_s)
-        except TimeoutError:
-            pass
-        finally:
-            await asyncio.to_thread(old.served.engine.close)
+        return old
