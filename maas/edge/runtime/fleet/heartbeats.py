@@ -73,13 +73,18 @@ class Heartbeats:
             try:
                 await self.beat()
                 self._num_failures = 0
-            except Exception as error:
+            except MaasError as error:
+                if self._num_failures == 0:
+                    log.warning("no heartbeat: %s", error.message)
+                self._num_failures += 1
+            except Exception:
                 # Whatever it is, the next one may be answered.
-                self._note(error)
+                log.exception("a heartbeat failed")
                 self._num_failures += 1
             delay = next_delay(self._heartbeat_s, self._num_failures, random.random)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_due.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._is_due.wait()
 
     async def beat(self) -> None:
         """Tell once, and do as the answer says.
@@ -103,9 +108,3 @@ class Heartbeats:
         )
         if last is None or not is_known or not 0 <= now - last.at < _CONTACT_EVERY_S:
             self._store.change(contact=new)
-
-    def _note(self, error: Exception) -> None:
-        if not isinstance(error, MaasError):
-            log.exception("a heartbeat failed")
-        elif self._num_failures == 0:
-            log.warning("no heartbeat: %s", error.message)

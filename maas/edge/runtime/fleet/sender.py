@@ -49,7 +49,8 @@ class Sender:
                 # A full disk, say: what waits, waits on.
                 log.exception("the offline queue stopped")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_due.wait(), _IDLE_S)
+                async with asyncio.timeout(_IDLE_S):
+                    await self._is_due.wait()
 
     async def _send_next(self) -> bool:
         """Send the oldest; say whether the next one may follow at once."""

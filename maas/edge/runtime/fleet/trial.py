@@ -57,7 +57,8 @@ async def try_apart(folder: Path, options: EngineOptions, timeout_s: float = _TI
     )
     try:
         # Not communicate(): it would close the lifeline.
-        out, err, code = await asyncio.wait_for(_ended(child), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, err, code = await _ended(child)
     except TimeoutError as error:
         raise EngineError(f"it was not done after {timeout_s:.0f} s") from error
     finally:

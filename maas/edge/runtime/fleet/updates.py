@@ -112,6 +112,7 @@ class Updater:
         self._mark = mark
         self._stop.clear()
         self._stopped.clear()
+        self._report("pull")
         self._task = asyncio.create_task(self._update(mark))
 
     async def close(self) -> None:
@@ -127,7 +128,6 @@ class Updater:
             self._store.change(trying=Trying(trying.mark, max(0, trying.num_starts - 1)))
 
     async def _update(self, mark: Mark) -> None:
-        self._report("pull")
         try:
             held = await self._fetch(mark)
             await self._install(held, mark)
@@ -208,7 +208,8 @@ class Updater:
                     raise
             self._check_wanted()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._stopped.wait()
             self._check_wanted()
             wait_s = min(2 * wait_s, _MAX_RETRY_S)
             # Without a gateway there is nothing to be said of its bundle.

@@ -50,7 +50,8 @@ class Lent:
     async def retire(self, max_wait_s: float) -> None:
         """Close the bundle when its requests are over; those that run longer are ended."""
         try:
-            await asyncio.wait_for(self.is_free.wait(), max_wait_s)
+            async with asyncio.timeout(max_wait_s):
+                await self.is_free.wait()
         except TimeoutError:
             log.warning("requests of the bundle before are ended after %.0f s", max_wait_s)
         finally:
