@@ -10,6 +10,7 @@ import aiohttp
 
 from maas.bootstrap.child import begin
 from maas.bootstrap.export_queue import make_export_queue
+from maas.bootstrap.fleet import make_fleet_keeper
 from maas.bootstrap.jobs import make_queue, make_sweeps
 from maas.bootstrap.reconcile import reconcile
 from maas.bootstrap.storage import make_keeper
@@ -65,10 +66,12 @@ async def run(settings: Settings) -> None:
         runners = RayRunners(settings)
         queue = make_queue(settings, runners, runners.free_gpus)
         exports = make_export_queue(settings, store)
+        fleet = make_fleet_keeper(settings, store)
         keeper = make_keeper(settings, store)
         beside = [
             partial(queue.run, settings.serving.reconcile_interval_s),
             partial(exports.run, settings.serving.reconcile_interval_s),
+            partial(fleet.run, settings.serving.reconcile_interval_s),
             partial(keeper.run, settings.serving.sweep_interval_s),
             *(
                 partial(keep_sweeping, sweep, settings.serving.sweep_interval_s)

@@ -28,7 +28,6 @@ from maas.finetune.charges import TrainingLedger
 from maas.finetune.recipe import load_recipes
 from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.app import Gateway, Workshop, create_gateway
-from maas.gateway.control_writes import Sealing
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.exports.service import Exports
 from maas.gateway.facts import ModelFacts
@@ -40,8 +39,9 @@ from maas.store.blobs import open_blobs
 from maas.store.bundles import BundleRepository
 from maas.store.exports import ExportRepository
 from maas.store.files import FileRepository
+from maas.store.fleet import open_fleet
 from maas.store.records import Deployment
-from maas.store.secrets import SecretBox
+from maas.store.secrets import Sealing, SecretBox
 from maas.store.uploads import UploadRepository
 
 METRICS_HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ def connect_with(
     return connect
 
 
-def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
+def _workshop(settings: Settings, store: Store, ledger: Ledger, sealing: Sealing) -> Workshop:
     files = FileRepository(store.database, store.clock)
     books = Books(store.database, store.clock)
     cards = load_catalog(settings.models_dir)
@@ -119,6 +119,7 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger) -> Workshop:
             max_unfinished=settings.finetune.max_unfinished_jobs,
         ),
         bundles=BundleRepository(store.database, store.clock),
+        fleet=open_fleet(store.database, store.clock, sealing),
         files=files,
         uploads=UploadRepository(store.database, store.clock),
         fine_tuning=FineTuning(
@@ -148,6 +149,7 @@ def _machine(settings: Settings) -> Machine | None:
 def make_gateway(settings: Settings, store: Store) -> Gateway:
     """Put the gateway of this machine together."""
     secrets = SecretBox(settings.home)
+    sealing = Sealing(secrets.seal, secrets.open)
     ledger = Ledger(store.database, store.clock, settings.ledger_dir)
     ledger.tariff.sync(card_prices(load_catalog(settings.models_dir)))
     return create_gateway(
@@ -155,10 +157,10 @@ def make_gateway(settings: Settings, store: Store) -> Gateway:
         Sources(store.state, store.leases, ledger.tariff),
         ledger,
         store.tenancy,
-        _workshop(settings, store, ledger),
+        _workshop(settings, store, ledger, sealing),
         describe=describe_with(settings),
         connect=connect_with(settings),
-        sealing=Sealing(secrets.seal, secrets.open),
+        sealing=sealing,
         access_log=settings.logs_dir / "access.log",
     )
 

@@ -69,6 +69,14 @@ class GatewayClient:
         """
         return asyncio.run(self._ask("POST", path, json=body))
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete what is at a path below ``/v1``.
+
+        Raises:
+            MaasError: The gateway cannot be reached, or refused.
+        """
+        return asyncio.run(self._ask("DELETE", path))
+
     def upload(self, path: Path, purpose: str) -> dict[str, Any]:
         """Upload a file, read as it is sent.
 

@@ -8,6 +8,7 @@ from maas.cli import (
     audit,
     data,
     deploy,
+    device,
     exports,
     job,
     key,
@@ -55,6 +56,7 @@ app.command()(export)
 app.add_typer(audit.app, name="audit")
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(device.app, name="device")
 app.add_typer(exports.app, name="exports")
 app.add_typer(job.app, name="job")
 app.add_typer(key.app, name="key")

@@ -14,7 +14,8 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── CapabilityMissing       the engine, or the machine, cannot do what was asked
     ├── AuthenticationFailed        no key, an unknown key, a revoked key
     │   ├── KeyExpired              the key's time is over
-    │   └── AddressNotAllowed       the key is not for the network the caller is in
+    │   ├── AddressNotAllowed       the key is not for the network the caller is in
+    │   └── InvalidEnrolmentCode    the code makes no device: unknown, used or expired
     ├── PermissionDenied            the key may not do this
     │   ├── ModelNotAllowed         the key is not for this model
     │   ├── EndpointNotAllowed      the key is not for this route
@@ -120,6 +121,10 @@ class KeyExpired(AuthenticationFailed):
 
 class AddressNotAllowed(AuthenticationFailed):
     code = "ip_not_authorized"
+
+
+class InvalidEnrolmentCode(AuthenticationFailed):
+    code = "invalid_enrolment_code"
 
 
 class PermissionDenied(MaasError):

@@ -3,14 +3,14 @@
 import secrets
 import time
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def _base32(value: int, *, length: int) -> str:
     digits: list[str] = []
     for _ in range(length):
         value, rest = divmod(value, 32)
-        digits.append(_ALPHABET[rest])
+        digits.append(ALPHABET[rest])
     return "".join(reversed(digits))
 
 

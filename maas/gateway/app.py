@@ -27,7 +27,10 @@ from maas.gateway.adapters import routes as adapters
 from maas.gateway.adapters.door import ADAPTERS_PATH, AdapterDoor
 from maas.gateway.adapters.service import BroughtAdapters
 from maas.gateway.bundles import routes as bundles
-from maas.gateway.control_writes import ControlWrites, Sealing
+from maas.gateway.control_writes import ControlWrites
+from maas.gateway.devices import routes as devices
+from maas.gateway.devices.door import DeviceDoor
+from maas.gateway.devices.service import FleetService
 from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.exports import routes as exports
 from maas.gateway.exports.service import Exports
@@ -54,11 +57,15 @@ from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
 from maas.protocol.chat import ChatCompletionRequest
 from maas.protocol.completions import CompletionRequest
+from maas.protocol.devices import EnrolRequest, HeartbeatRequest
 from maas.protocol.embeddings import EmbeddingRequest
 from maas.protocol.responses import ResponsesRequest
 from maas.store.blobs import Blobs
 from maas.store.bundles import BundleRepository
+from maas.store.device_keys import ENROL_PATH, HEARTBEAT_PATH
 from maas.store.files import FileRepository
+from maas.store.fleet import Fleet
+from maas.store.secrets import Sealing
 from maas.store.tenancy import Tenancy
 from maas.store.uploads import UploadRepository
 from maas.store.webhooks import WebhookRepository
@@ -69,6 +76,8 @@ RELAYED = {
     "/v1/embeddings": EmbeddingRequest,
     "/v1/responses": ResponsesRequest,
 }
+# What devices use themselves.
+DEVICE_ROUTES = {ENROL_PATH: EnrolRequest, HEARTBEAT_PATH: HeartbeatRequest}
 
 
 @dataclass(frozen=True)
@@ -183,20 +192,28 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
             return app.openapi_schema
         document = plain()
         template = "#/components/schemas/{name}"
-        types = list(RELAYED.values())
+        routes = {**RELAYED, **DEVICE_ROUTES}
+        types = list(routes.values())
         schemas, components = msgspec.json.schema_components(types, ref_template=template)
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        for (path, kind), schema in zip(RELAYED.items(), schemas, strict=True):
+        for (path, kind), schema in zip(routes.items(), schemas, strict=True):
             document["paths"][path] = {
                 "post": {
-                    "tags": ["inference"],
+                    "tags": ["inference" if path in RELAYED else "devices"],
                     "summary": (kind.__doc__ or "").splitlines()[0],
                     "requestBody": {
                         "required": True,
                         "content": {"application/json": {"schema": schema}},
                     },
-                    "responses": {"200": {"description": "As OpenAI defines it, JSON or SSE"}},
-                    "security": [{"bearer": []}],
+                    "responses": {
+                        "200": {
+                            "description": "As OpenAI defines it, JSON or SSE"
+                            if path in RELAYED
+                            else "See docs/fleet.md"
+                        }
+                    },
+                    # The code is what lets a device enrol.
+                    "security": [] if path == ENROL_PATH else [{"bearer": []}],
                 }
             }
         document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
@@ -208,7 +225,7 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What files, fine-tuning and exports work with."""
+    """What files, fine-tuning, exports and devices work with."""
 
     blobs: Blobs
     files: FileRepository
@@ -217,6 +234,7 @@ class Workshop:
     brought_adapters: BroughtAdapters
     exports: Exports
     bundles: BundleRepository
+    fleet: Fleet
 
 
 def _control_plane(  # noqa: PLR0913 - what the routes work with
@@ -252,12 +270,13 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     app.state.brought_adapters = workshop.brought_adapters
     app.state.exports = workshop.exports
     app.state.bundles = workshop.bundles
-    parts = (health, models, adapters, organization, files, uploads, fine_tuning, exports, bundles)
-    for part in parts:
+    app.state.fleet = FleetService(workshop.fleet, snapshots)
+    made = (files, uploads, fine_tuning, exports, bundles, devices)
+    for part in (health, models, adapters, organization, *made):
         app.include_router(part.router)
     for kind in (MaasError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
-    for path in RELAYED:
+    for path in (*RELAYED, *DEVICE_ROUTES):
         # A wrong method on a relayed route is a 405, not a 404.
         app.add_api_route(path, _wrong_method, methods=["POST"], include_in_schema=False)
     app.openapi = _document(app)  # type: ignore[method-assign]
@@ -337,7 +356,13 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    relayed: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    door = DeviceDoor(workshop.fleet, relay=relay, snapshots=snapshots, settings=settings)
+    relayed: dict[str, ASGIApp] = {
+        **dict.fromkeys(PARSERS, relay),
+        "/v1/responses": responses,
+        ENROL_PATH: door.enrol,
+        HEARTBEAT_PATH: door.heartbeat,
+    }
     webhooks = WebhookRepository(tenancy.database, tenancy.clock, sealing.seal)
     control = ControlWrites(
         _control_plane(

@@ -197,19 +197,20 @@ def in_project(needed: Permission) -> Callable[..., ProjectAuthority]:
 
 
 def in_own_project(
-    needed: Permission, *, or_else: Permission | None = None
+    needed: Permission, *, or_else: frozenset[Permission] | Permission | None = None
 ) -> Callable[..., ProjectAuthority]:
     """Return the dependency of a route about what is in the key's own project.
 
     Args:
         needed: The permission that the route needs.
-        or_else: Another one that will do.
+        or_else: Another one that will do, or several of which each will.
     """
+    others = or_else if isinstance(or_else, frozenset) else frozenset({or_else} - {None})
 
     def authorize(access: IdentifiedDep, tenancy: TenancyDep) -> ProjectAuthority:
         project = access.project
         permissions = _permissions_in(project, access)
-        if or_else not in permissions:
+        if not others & permissions:
             _check(permissions, needed)
         return ProjectAuthority(access, project.organization_id, permissions, tenancy, project)
 
@@ -223,6 +224,15 @@ def check_may_upload(access: KeyAccess) -> None:
         PermissionDenied: It may not.
     """
     _check(_permissions_in(access.project, access), Permission.FILES)
+
+
+def check_is_device(access: KeyAccess) -> None:
+    """Check that a key is a device's own.
+
+    Raises:
+        PermissionDenied: It is another one, whatever else it may do.
+    """
+    _check(access.project_permissions, Permission.DEVICE)
 
 
 def check_may_tune(access: KeyAccess) -> None:

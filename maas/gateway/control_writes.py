@@ -29,6 +29,7 @@ from maas.gateway.relay.http import header, read_body, request_id_of
 from maas.gateway.relay.snapshot import SnapshotReader
 from maas.store.database import Database
 from maas.store.idempotency import IdempotentRequest, StoredAnswer, find_answer, keep_answer
+from maas.store.secrets import Sealing
 from maas.store.transactions import joining
 
 log = logging.getLogger(__name__)
@@ -82,14 +83,6 @@ def _named(scope: Scope, send: Send) -> tuple[Scope, Send]:
     return {**scope, "headers": [*others, (_REQUEST_ID, request_id)]}, send_named
 
 
-@dataclass(frozen=True)
-class Sealing:
-    """How answers are sealed before they are stored: one may hold a new key."""
-
-    seal: Callable[[str], str]
-    open: Callable[[str], str]
-
-
 class ControlWrites:
     """Stands in front of the control plane.
 
@@ -99,7 +92,7 @@ class ControlWrites:
         snapshots: Read anew after a change, so that it holds here when it is answered.
         database: Where answers are kept.
         clock: Says when they are a day old.
-        sealing: Of stored answers.
+        sealing: Of stored answers: one may hold a new key.
         settings: Limits of a body.
     """
 

@@ -23,7 +23,12 @@ from maas.store.tenancy_tables import AuditHeadRow, AuditRow, ProjectRow
 FIRST_HASH = "0" * 64
 _SECRET_OPTION = "secret"  # noqa: S105 - the name of an option, not a secret
 # Columns whose filling in has a name of its own.
-_ENDINGS = {"archived_at": "archived", "deleted_at": "deleted", "revoked_at": "deleted"}
+_ENDINGS = {
+    "archived_at": "archived",
+    "deleted_at": "deleted",
+    "revoked_at": "deleted",
+    "retired_at": "retired",
+}
 # What OpenAI calls these.
 _RENAMED = {"user.created": "user.added", "rate_limit.created": "rate_limit.updated"}
 

@@ -8,10 +8,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
-from maas.core.errors import NotFound
+from maas.core.errors import Conflict, NotFound
 from maas.store.database import Database
 from maas.store.edge_tables import BundleRow
+from maas.store.fleet_tables import (
+    DeviceChannelRow,
+    DeviceGroupRow,
+    DeviceRolloutRow,
+    DeviceRow,
+)
 from maas.store.pages import Page, Window, read_page
+from maas.store.rollout_rules import OVER
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class BundleRepository:
             NotFound: It has none with this id.
         """
         with self._database.read() as session:
-            return bundle_of(_of_project(session, project_id, bundle_id))
+            return bundle_of(bundle_row(session, project_id, bundle_id))
 
     def list(self, project_id: str, window: Window) -> Page[Bundle]:
         """Return a page of a project's bundles."""
@@ -71,9 +78,13 @@ class BundleRepository:
 
         Raises:
             NotFound: The project has none with this id.
+            Conflict: Devices are to run it.
         """
         with self._database.write(bump_revision=False) as session:
-            row = _of_project(session, project_id, bundle_id)
+            row = bundle_row(session, project_id, bundle_id)
+            user = _user_of(session, bundle_id)
+            if user is not None:
+                raise Conflict(f"bundle {bundle_id} is what {user} should run")
             row.deleted_at = self._clock.now()
 
 
@@ -82,8 +93,36 @@ def bundle_of(row: BundleRow) -> Bundle:
     return Bundle(**{name: getattr(row, name) for name in Bundle.__dataclass_fields__})
 
 
-def _of_project(session: Session, project_id: str, bundle_id: str) -> BundleRow:
+def bundle_row(session: Session, project_id: str, bundle_id: str) -> BundleRow:
+    """Return a bundle's row.
+
+    Raises:
+        NotFound: The project has none with this id.
+    """
     row = session.get(BundleRow, bundle_id)
     if row is None or row.project_id != project_id or row.deleted_at is not None:
         raise NotFound(f"no bundle has the id {bundle_id!r}")
     return row
+
+
+def _user_of(session: Session, bundle_id: str) -> str | None:
+    """Return who should run a bundle, in words."""
+    device = select(DeviceRow.id).where(
+        DeviceRow.bundle_id == bundle_id, DeviceRow.retired_at.is_(None)
+    )
+    group = select(DeviceGroupRow.name).where(DeviceGroupRow.bundle_id == bundle_id)
+    channel = select(DeviceChannelRow.name).where(DeviceChannelRow.bundle_id == bundle_id)
+    rollout = select(DeviceRolloutRow.id).where(
+        DeviceRolloutRow.bundle_id == bundle_id,
+        DeviceRolloutRow.status.not_in([status.value for status in OVER]),
+    )
+    for kind, wanted in (
+        ("the device", device),
+        ("the group", group),
+        ("the channel", channel),
+        ("the devices of the rollout", rollout),
+    ):
+        name = session.scalars(wanted.limit(1)).first()
+        if name is not None:
+            return f"{kind} {name}"
+    return None

@@ -19,7 +19,7 @@ from maas.store.database import Database
 from maas.store.key_terms import KeyTerms
 from maas.store.pages import Page, Window, read_page
 from maas.store.records import ApiKey, LimitScope
-from maas.store.roles import ORGANIZATION_SCOPE
+from maas.store.roles import DEVICE_SCOPE, ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import (
     ApiKeyRow,
     LimitRow,
@@ -129,7 +129,7 @@ class KeyRepository:
         """
         now = self._clock.now()
         checked = (terms or KeyTerms(scopes=scopes)).checked(now)
-        row, full_key = _new_row(project_id, name, checked, now)
+        row, full_key = new_row(project_id, name, checked, now)
         with self._database.write() as session:
             _check_owner(session, row)
             session.add(row)
@@ -148,7 +148,7 @@ class KeyRepository:
             return tuple(record_of(row) for row in session.scalars(wanted))
 
     def read_page(self, project_id: str, window: Window, *, is_admin: bool = False) -> Page[ApiKey]:
-        """Return keys of a project that are not revoked.
+        """Return keys of a project that are not revoked; those of devices come with the devices.
 
         Args:
             project_id: Whose.
@@ -157,10 +157,12 @@ class KeyRepository:
         """
         # As text, which both databases search in the same way.
         administers = cast(ApiKeyRow.scopes, Text).contains(f'"{ORGANIZATION_SCOPE}"')
+        is_devices = cast(ApiKeyRow.scopes, Text).contains(f'"{DEVICE_SCOPE}"')
         wanted = select(ApiKeyRow).where(
             ApiKeyRow.project_id == project_id,
             ApiKeyRow.revoked_at.is_(None),
             administers if is_admin else ~administers,
+            ~is_devices,
         )
         with self._database.read() as session:
             order = (ApiKeyRow.created_at, ApiKeyRow.id)
@@ -220,16 +222,19 @@ class KeyRepository:
 
         Raises:
             NotFound: There is no such key.
-            Conflict: It is revoked, expired, or was replaced before.
+            Conflict: It is revoked, expired, a device's, or was replaced before.
         """
         now = self._clock.now()
         with self._database.write() as session:
             old = _get(session, key_id, project_id)
+            if DEVICE_SCOPE in old.scopes:
+                # A device is known by its key; another one would be nobody's.
+                raise Conflict(f"the key {key_id!r} is a device's: enrol the device anew")
             is_over = old.expires_at is not None and old.expires_at <= now
             if old.revoked_at is not None or is_over or old.replaced_by is not None:
                 raise Conflict(f"the key {key_id!r} is revoked, expired or replaced already")
             lifetime = old.expires_at - old.created_at if old.expires_at is not None else None
-            row, full_key = _new_row(old.project_id, old.name, terms_of(record_of(old)), now)
+            row, full_key = new_row(old.project_id, old.name, terms_of(record_of(old)), now)
             row.expires_at = now + lifetime if lifetime is not None else None
             session.add(row)
             _copy_limits(session, old.id, row.id)
@@ -239,7 +244,8 @@ class KeyRepository:
         return record_of(row), full_key
 
 
-def _new_row(project_id: str, name: str, terms: KeyTerms, now: float) -> tuple[ApiKeyRow, str]:
+def new_row(project_id: str, name: str, terms: KeyTerms, now: float) -> tuple[ApiKeyRow, str]:
+    """Return a key's row, to be added to a session, and the full key."""
     # The id must not hold a dash: the first dash after the prefix ends it.
     key_id = new_id("key").replace("-", "")
     secret = secrets.token_urlsafe(32)

@@ -144,8 +144,9 @@ class ApiKey:
     Attributes:
         digest: Hex SHA-256 of salt and secret.
         scopes: ``inference``, ``organization`` (administers its organisation) or ``admin``
-            (the operator: everything, everywhere). Of a user's or service account's key: none,
-            its role decides.
+            (the operator: everything, everywhere). Of a device's key: ``device`` and, where it may
+            ask a model, ``device_fallback``. Of a user's or service account's: none, its role
+            decides.
         models: Models it may ask; none means all.
         endpoints: Routes it may use (``/v1/embeddings``); none means all.
         networks: Networks (CIDR) it is accepted from; none means all.

@@ -30,9 +30,11 @@ class Permission(StrEnum):
     """Make keys that administer the organisation."""
     AUDIT = "audit"
     """Read the audit log."""
+    DEVICE = "device"
+    """Report as a device, and read the bundles it should run: of a device's own key alone."""
 
 
-ALL = frozenset(Permission)
+ALL = frozenset(Permission) - {Permission.DEVICE}
 OF_ROLE: dict[Role, frozenset[Permission]] = {
     Role.OWNER: ALL,
     Role.DEVELOPER: frozenset(
@@ -51,9 +53,13 @@ OF_ROLE: dict[Role, frozenset[Permission]] = {
 }
 # Of keys that nobody owns.
 INFERENCE_SCOPE, ORGANIZATION_SCOPE, ADMIN_SCOPE = "inference", "organization", "admin"
+DEVICE_SCOPE, FALLBACK_SCOPE = "device", "device_fallback"
 OF_SCOPE: dict[str, frozenset[Permission]] = {
     # All that an application does with its project: ask, upload, tune.
     INFERENCE_SCOPE: frozenset({Permission.INFERENCE, Permission.FILES, Permission.JOBS}),
     ORGANIZATION_SCOPE: ALL - {Permission.INFERENCE},
     ADMIN_SCOPE: ALL,
+    DEVICE_SCOPE: frozenset({Permission.DEVICE}),
+    # Beside it, and only with the one model that the key names: no files, no jobs.
+    FALLBACK_SCOPE: frozenset({Permission.INFERENCE}),
 }

@@ -5,6 +5,8 @@ alone opens nothing. Gateways on other machines need the same file.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -12,6 +14,14 @@ from cryptography.fernet import Fernet, InvalidToken
 from maas.core.errors import ConfigError
 
 KEY_FILE = "secret.key"
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """How what must be given again is sealed before it is stored: a new key, say."""
+
+    seal: Callable[[str], str]
+    open: Callable[[str], str]
 
 
 class SecretBox:

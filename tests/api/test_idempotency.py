@@ -218,6 +218,9 @@ POSTS = {
     "POST /v1/organization/spend_limit": BUDGET,
     "POST /v1/fine_tuning/jobs": {"model": BASE, "training_file": "FILE"},
     "POST /v1/exports": {"model": BASE},
+    "POST /v1/devices/enrolment_codes": {"name": "kitchen"},
+    "POST /v1/devices/groups": {"name": "shops"},
+    "POST /v1/devices/rollouts": {"channel": "canary", "bundle_id": "BUNDLE"},
     "POST /v1/files": {"form": "data"},
     "POST /v1/adapters": {
         "model": "smollm2-135m-instruct",
@@ -234,6 +237,9 @@ POSTS = {
 RELAYED = {
     f"POST /v1/{name}" for name in ("chat/completions", "completions", "embeddings", "responses")
 }
+# What devices send themselves: an enrolment is known again by its nonce, a heartbeat changes
+# nothing when it comes twice (test_devices.py).
+OF_DEVICES = {"POST /v1/devices/enrol", "POST /v1/devices/heartbeat"}
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +273,7 @@ def uploaded_adapter(gateway: RunningGateway, owner: Tenant) -> dict[str, str]:
 
 def test_every_route_that_creates_or_changes_is_in_the_table():
     known = {route for route in {*OWNED, *SHARED} if route.startswith("POST ")}
-    assert known == {*POSTS, *RELAYED}
+    assert known == {*POSTS, *RELAYED, *OF_DEVICES}
 
 
 @pytest.mark.parametrize("route", sorted(POSTS, key=lambda route: route.endswith("archive")))
@@ -279,6 +285,8 @@ def test_every_route_does_a_repeated_request_once(gateway, owner, route):
         body = {"part_ids": [owner.ids["part_id"]]}
     if body is not None and "training_file" in body:
         body = {**body, "training_file": owner.ids["file_id"]}
+    if body is not None and body.get("bundle_id") == "BUNDLE":
+        body = {**body, "bundle_id": owner.ids["bundle_id"]}
     if body is not None and "config_file" in body:
         body = {**body, **uploaded_adapter(gateway, owner)}
     headers = {

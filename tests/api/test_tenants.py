@@ -8,22 +8,28 @@ from typing import Any
 import pytest
 from httpx import Client, Response
 
+from maas.bootstrap.fleet import fleet_of
 from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.finetune.adapter_files import CONFIG_NAME
 from maas.store.blobs import open_blobs
+from maas.store.device_groups import NewGroup
+from maas.store.enrolment import Applicant
 from maas.store.export_records import MadeBundle, NewExport
 from maas.store.exports import ExportRepository
 from maas.store.files import FileRepository, NewFile, blob_key_of, new_file_id
+from maas.store.fleet_records import NewRollout
 from maas.store.job_records import NewJob
 from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
 from maas.store.records import LimitScope, Role
 from maas.store.roles import ADMIN_SCOPE, ORGANIZATION_SCOPE
+from maas.store.rollout_rules import Stage
 from maas.store.uploads import UploadPart, UploadRepository
 from maas.store.webhooks import WebhookRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.adapters import tuned_model
+from tests.fakes.devices import made_bundle
 
 BASE = "smollm2-135m-instruct"
 BUDGET = {"currency": "USD", "interval": "month", "threshold_amount": 1}
@@ -88,6 +94,21 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "GET /v1/bundles/{bundle_id}": None,
     "GET /v1/bundles/{bundle_id}/content": None,
     "DELETE /v1/bundles/{bundle_id}": None,
+    "GET /v1/devices/{device_id}": None,
+    "POST /v1/devices/{device_id}": {"name": "renamed"},
+    "DELETE /v1/devices/{device_id}": None,
+    "GET /v1/devices/{device_id}/events": None,
+    "DELETE /v1/devices/enrolment_codes/{code_id}": None,
+    "GET /v1/devices/groups/{group_name}": None,
+    "POST /v1/devices/groups/{group_name}": {"heartbeat_s": 30},
+    "DELETE /v1/devices/groups/{group_name}": None,
+    "GET /v1/devices/channels/{channel_name}": None,
+    # A channel is made by its name; the bundle is what is somebody's.
+    "POST /v1/devices/channels/{channel_name}": {"bundle_id": "BUNDLE"},
+    "GET /v1/devices/rollouts/{rollout_id}": None,
+    "POST /v1/devices/rollouts/{rollout_id}/pause": None,
+    "POST /v1/devices/rollouts/{rollout_id}/resume": None,
+    "POST /v1/devices/rollouts/{rollout_id}/cancel": None,
 }
 # Routes about all that the caller's organisation has: nothing of another's may be in the answer.
 PERIOD = "start_time=0&limit=1"
@@ -108,6 +129,12 @@ LISTS = {
     "GET /v1/fine_tuning/jobs",
     "GET /v1/exports",
     "GET /v1/bundles",
+    "GET /v1/devices",
+    "GET /v1/devices/enrolment_codes",
+    "GET /v1/devices/groups",
+    "GET /v1/devices/channels",
+    "GET /v1/devices/rollouts",
+    "GET /v1/devices/summary",
 }
 # Routes without anybody's things in them: they act on the caller's own organisation.
 SHARED = {
@@ -127,6 +154,11 @@ SHARED = {
     "GET /v1/fine_tuning/recipes",
     "POST /v1/fine_tuning/jobs",
     "POST /v1/exports",
+    "POST /v1/devices/enrolment_codes",
+    "POST /v1/devices/groups",
+    "POST /v1/devices/rollouts",
+    "POST /v1/devices/enrol",
+    "POST /v1/devices/heartbeat",
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
@@ -150,6 +182,9 @@ class Tenant:
         if "/uploads/" in route:
             # One for each: what is over cannot be cancelled, and takes no parts.
             ids["upload_id"] = ids[f"upload_to_{route.rpartition('/')[2]}"]
+        if "/rollouts/" in route:
+            # One for each: only one that runs or stands can be moved.
+            ids["rollout_id"] = ids[f"rollout_to_{route.rpartition('/')[2].strip('{}')}"]
         if "/jobs/" in route:
             # One for each: only a paused one can be resumed, and none that is over.
             ids["job_id"] = ids.get(f"job_to_{route.rpartition('/')[2]}", ids["job_id"])
@@ -191,6 +226,7 @@ def tenant(gateway: RunningGateway, name: str) -> Tenant:
         **held,
         **_jobs(gateway, first.id, held["file_id"], name),
         **_export(gateway, first.id, name),
+        **_fleet(gateway, first.id, name),
         "project_id": project.id,
         "key_id": key.id,
         "account_id": account.id,
@@ -291,6 +327,25 @@ def _export(gateway: RunningGateway, project_id: str, name: str) -> dict[str, st
     return {"export_id": waiting.id, "bundle_id": bundle_id}
 
 
+def _fleet(gateway: RunningGateway, project_id: str, name: str) -> dict[str, str]:
+    store = gateway.store
+    fleet = fleet_of(Settings(home=gateway.home), store)
+    # Names without the tenant's, which refusals repeat.
+    group, channel = new_id("group"), new_id("channel")
+    fleet.groups.create(project_id, NewGroup(group, channel=channel), {"of": name})
+    code, secret = fleet.enrolment.create(
+        project_id, group="default", name=f"{name}-device", lifetime_s=3600.0, labels={}
+    )
+    device = fleet.enrolment.enrol(Applicant(secret, "n" * 32))
+    bundle_id = made_bundle(store, project_id, gateway.home, f"{name}-bundle")
+    ids = {"group_name": group, "channel_name": channel, "device_id": device.device_id}
+    for action in ("rollout_id", "pause", "resume", "cancel"):
+        stages = (Stage(100, 3600.0),)
+        new = NewRollout(new_id(action), bundle_id, stages, max_failure_percent=5.0, min_reports=1)
+        ids[f"rollout_to_{action}"] = fleet.rollouts.create(project_id, new).id
+    return {**ids, "code_id": code.id}
+
+
 @pytest.fixture(scope="module")
 def tenants(gateway: RunningGateway) -> tuple[Tenant, Tenant]:
     pair = tenant(gateway, "ours"), tenant(gateway, "theirs")
@@ -298,10 +353,13 @@ def tenants(gateway: RunningGateway) -> tuple[Tenant, Tenant]:
     return pair
 
 
-def ask(gateway: RunningGateway, route: str, path: str, key: str, *, user: str = "") -> Response:
+def ask(  # what is theirs, by the words that stand for it in a body
+    gateway: RunningGateway, route: str, path: str, key: str, **theirs: str
+) -> Response:
     body = OWNED.get(route)
     if body is not None:
-        body = {name: user if value == "USER" else value for name, value in body.items()}
+        words = {name.upper(): value for name, value in theirs.items()}
+        body = {name: words.get(str(value), value) for name, value in body.items()}
     with Client(base_url=gateway.url, timeout=10) as client:
         return client.request(
             route.partition(" ")[0],
@@ -333,9 +391,12 @@ BLIND = {"plain", "service account"}
 @pytest.mark.parametrize("route", OWNED)
 def test_what_is_theirs_is_a_404(gateway, tenants, route, kind):
     ours, theirs = tenants
-    answer = ask(gateway, route, theirs.path(route), ours.keys[kind], user=theirs.ids["user_id"])
-    # A key without any permission outside its project is refused before anything is looked up.
+    theirs_by_word = {"user": theirs.ids["user_id"], "bundle": theirs.ids["bundle_id"]}
+    answer = ask(gateway, route, theirs.path(route), ours.keys[kind], **theirs_by_word)
+    # A key without any permission outside its project is refused before anything is looked up;
+    # one that only asks models has none for devices.
     is_blind = "/organization/" in route and "{project_id}" not in route and kind in BLIND
+    is_blind |= "/devices/" in route and kind == "plain"
     assert answer.status_code == (403 if is_blind else 404), answer.text
     assert "theirs" not in answer.text.replace(theirs.ids["rate_limit_id"], "")
 

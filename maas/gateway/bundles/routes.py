@@ -9,11 +9,13 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
+from maas.core.errors import NotFound
 from maas.gateway.authority import ProjectAuthority, in_own_project
 from maas.gateway.exports.routes import newest_first
 from maas.gateway.organization.pages import ListPage, page_of
 from maas.store.blobs import Blobs
 from maas.store.bundles import Bundle, BundleRepository
+from maas.store.devices import DeviceRepository
 from maas.store.pages import Window
 from maas.store.roles import Permission
 
@@ -23,6 +25,12 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _Who = Annotated[ProjectAuthority, Depends(in_own_project(Permission.JOBS))]
 _Reader = Annotated[
     ProjectAuthority, Depends(in_own_project(Permission.JOBS, or_else=Permission.READ))
+]
+_Downloader = Annotated[
+    ProjectAuthority,
+    Depends(
+        in_own_project(Permission.JOBS, or_else=frozenset({Permission.READ, Permission.DEVICE}))
+    ),
 ]
 
 
@@ -54,6 +62,11 @@ def _blobs(request: Request) -> Blobs:
     return request.app.state.blobs
 
 
+def _devices(request: Request) -> DeviceRepository:
+    return request.app.state.fleet.fleet.devices
+
+
+_Devices = Annotated[DeviceRepository, Depends(_devices)]
 _Bundles = Annotated[BundleRepository, Depends(_bundles)]
 _BlobsDep = Annotated[Blobs, Depends(_blobs)]
 
@@ -82,9 +95,20 @@ def delete_bundle(bundle_id: str, who: _Who, bundles: _Bundles) -> BundleDeleted
 
 @router.get("/{bundle_id}/content", response_class=StreamingResponse)
 def get_bundle_content(
-    bundle_id: str, request: Request, who: _Who, bundles: _Bundles, blobs: _BlobsDep
+    bundle_id: str,
+    request: Request,
+    who: _Downloader,
+    bundles: _Bundles,
+    blobs: _BlobsDep,
+    devices: _Devices,
 ) -> Response:
-    """Return a bundle's bytes, all of them or the range that is asked for."""
+    """Return a bundle's bytes, all of them or the range that is asked for.
+
+    A device reads the bundle that it should run, or runs; of others it does not hear.
+    """
+    is_device = Permission.DEVICE in who.permissions
+    if is_device and not devices.may_read(who.access.key.id, bundle_id):
+        raise NotFound(f"no bundle has the id {bundle_id!r}")
     bundle = bundles.get(who.project.id, bundle_id)
     etag = f'"{bundle.id}"'
     headers = {

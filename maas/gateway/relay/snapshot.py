@@ -340,14 +340,19 @@ class SnapshotReader:
         async with self._reading:
             await self._refresh()
 
-    async def look_again(self) -> None:
+    async def look_again(self, *, patience_s: float = 0.0) -> None:
         """Read the store unless somebody has since this was called.
 
         All who ask at once share one reading, and readings are so far apart that asking for names
         that do not exist costs the store next to nothing.
+
+        Args:
+            patience_s: How long to wait for a reading of somebody else first.
         """
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
+        if patience_s:
+            await asyncio.sleep(patience_s)
         async with self._reading:
             if self._read_at >= asked_at:
                 return

@@ -5,13 +5,21 @@ from alembic import context
 from maas.store import (
     edge_tables,
     finetune_tables,
+    fleet_tables,
     ledger_tables,
     tenancy_tables,
     webhook_tables,
 )
 
 # They share one metadata, and fill it when they are imported.
-TABLES = (tenancy_tables, ledger_tables, webhook_tables, finetune_tables, edge_tables)
+TABLES = (
+    tenancy_tables,
+    ledger_tables,
+    webhook_tables,
+    finetune_tables,
+    edge_tables,
+    fleet_tables,
+)
 
 context.configure(
     connection=context.config.attributes["connection"],

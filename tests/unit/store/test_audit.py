@@ -44,6 +44,10 @@ NOT_AUDITED = {
     "uploads",
     "upload_parts",
     "export_events",
+    # What devices tell.
+    "device_states",
+    "device_updates",
+    "device_events",
     "fine_tuning_events",
     "fine_tuning_checkpoints",
     "adapters",

@@ -18,7 +18,7 @@ from maas.store.key_terms import KeyTerms
 from maas.store.keys import terms_of
 from maas.store.pages import Window
 from maas.store.records import ApiKey
-from maas.store.roles import ORGANIZATION_SCOPE
+from maas.store.roles import DEVICE_SCOPE, ORGANIZATION_SCOPE
 
 
 def list_keys(who: ProjectAuthority, window: Window) -> ListPage[Key]:
@@ -89,8 +89,10 @@ def _renewed(key: ApiKey, now: float) -> KeyTerms:
 
 def _find(who: ProjectAuthority, key_id: str) -> ApiKey:
     key = who.tenancy.keys.get(key_id, project_id=who.project.id)
-    # Keys that administer the organisation have a list of their own.
-    if key.revoked_at is not None or ORGANIZATION_SCOPE in key.scopes:
+    # Keys that administer the organisation have a list of their own; a device's key lives and ends
+    # with the device.
+    has_other_place = ORGANIZATION_SCOPE in key.scopes or DEVICE_SCOPE in key.scopes
+    if key.revoked_at is not None or has_other_place:
         raise NotFound(f"no API key has the id {key_id!r}")
     return key
 

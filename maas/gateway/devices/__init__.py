@@ -1,0 +1,1 @@
+"""``/v1/devices``: the fleet; what devices send themselves comes in by a door of its own."""

@@ -1,0 +1,113 @@
+"""What devices send: enrolments and heartbeats. Ours; OpenAI's API has nothing like them."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+Word = Annotated[str, Meta(min_length=1, max_length=128)]
+Text = Annotated[str, Meta(max_length=4096)]
+# Ids are kept in columns of their own: nothing but these characters.
+BundleId = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Amount = Annotated[float, Meta(ge=0, le=1e15)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Moment = Annotated[float, Meta(ge=0, le=253_402_300_799)]
+Fact = str | int | float | bool | None
+Facts = Annotated[dict[Word, Fact | dict[Word, Fact]], Meta(max_length=64)]
+
+
+class EnrolRequest(Struct, forbid_unknown_fields=True):
+    """A device that wants a key.
+
+    Attributes:
+        nonce: Drawn once and kept: the same code with the same nonce is the same request.
+    """
+
+    code: Annotated[str, Meta(min_length=1, max_length=128)]
+    nonce: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{32,128}$")]
+    name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    facts: Facts = {}
+
+
+class UpdateReport(Struct, forbid_unknown_fields=True):
+    """An update under way, or how it ended."""
+
+    bundle_id: BundleId
+    attempt: Annotated[int, Meta(ge=0, le=2**31)]
+    status: Literal["downloading", "succeeded", "failed"]
+    phase: Literal["pull", "verify", "trial", "load"] | None = None
+    error: Text | None = None
+    percent: Percent | None = None
+
+
+class MachineReport(Struct, forbid_unknown_fields=True):
+    """What a device is."""
+
+    system: Word | None = None
+    processor: Annotated[str, Meta(max_length=128)] | None = None
+    num_cpus: Annotated[int, Meta(ge=0, le=65_536)] | None = None
+    ram_bytes: Count | None = None
+
+
+class MemoryReport(Struct, forbid_unknown_fields=True):
+    """Memory now."""
+
+    rss_bytes: Count | None = None
+    available_bytes: Count | None = None
+
+
+class SpeedReport(Struct, forbid_unknown_fields=True):
+    """Speed of the bundle it runs, where it was measured."""
+
+    load_s: Amount | None = None
+    prefill_tok_s: Amount | None = None
+    decode_tok_s: Amount | None = None
+
+
+class EnergyReport(Struct, forbid_unknown_fields=True):
+    """Energy, where the machine counts it; ``note`` says why not."""
+
+    joules_per_token: Amount | None = None
+    watts: Amount | None = None
+    battery_percent: Percent | None = None
+    is_charging: bool | None = None
+    note: Text | None = None
+
+
+class CounterReport(Struct, forbid_unknown_fields=True):
+    """What a device did since it started."""
+
+    requests_total: Count = 0
+    completion_tokens_total: Count = 0
+    fallbacks_total: Count = 0
+    queued: Count = 0
+
+
+class ErrorReport(Struct, forbid_unknown_fields=True):
+    """An error, told once."""
+
+    at: Moment
+    code: Word
+    message: Text
+
+
+class HeartbeatRequest(Struct, forbid_unknown_fields=True):
+    """What a device tells each time."""
+
+    agent_version: Word
+    started_at: Moment
+    state: Literal["ok", "updating", "error", "idle"]
+    bundle_id: BundleId | None = None
+    previous_bundle_id: BundleId | None = None
+    update: UpdateReport | None = None
+    machine: MachineReport = msgspec.field(default_factory=MachineReport)
+    memory: MemoryReport = msgspec.field(default_factory=MemoryReport)
+    speed: SpeedReport = msgspec.field(default_factory=SpeedReport)
+    energy: EnergyReport = msgspec.field(default_factory=EnergyReport)
+    counters: CounterReport = msgspec.field(default_factory=CounterReport)
+    errors: Annotated[list[ErrorReport], Meta(max_length=20)] = []
+
+
+enrol_decoder = msgspec.json.Decoder(EnrolRequest)
+heartbeat_decoder = msgspec.json.Decoder(HeartbeatRequest)
