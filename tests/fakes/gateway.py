@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+from maas.protocol.devices import enrol_decoder, heartbeat_decoder
 from tests.platform import free_port
 
 FALLBACK_MODEL = "cloud-model"
@@ -106,8 +107,9 @@ class FakeGateway:
             self.runner = None
 
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
+        enrol_decoder.decode(await request.read())
         body = await request.json()
-        code, nonce = body["code"], body["nonce"]
+        code, nonce = body["code"].replace("-", ""), body["nonce"]
         if code not in self.codes or self.codes[code] not in {None, nonce}:
             return _refused(401, "invalid_enrolment_code")
         self.codes[code] = nonce
@@ -122,6 +124,8 @@ class FakeGateway:
     async def _heartbeat(self, request: web.Request) -> web.StreamResponse:
         if not self._knows(request):
             return _refused(401, "invalid_api_key")
+        # What the real one would refuse, this one does too.
+        heartbeat_decoder.decode(await request.read())
         self.heartbeats.append(await request.json())
         return web.json_response(
             {

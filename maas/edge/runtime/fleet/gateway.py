@@ -11,7 +11,8 @@ import msgspec
 
 from maas.core.errors import AuthenticationFailed, InvalidRequest, SourceUnreachable
 from maas.edge.runtime.fleet.identity import Identity, begin_enrolment, write_identity
-from maas.edge.runtime.fleet.wire import Enrolment, Heartbeat, HeartbeatAnswer, cut
+from maas.edge.runtime.fleet.wire import Enrolment, HeartbeatAnswer, cut
+from maas.protocol.devices import HeartbeatRequest
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
 _MAX_ANSWER_BYTES = 1 << 20
@@ -34,7 +35,7 @@ class Gateway:
     url: str
     key: str | None = None
 
-    async def heartbeat(self, told: Heartbeat) -> HeartbeatAnswer:
+    async def heartbeat(self, told: HeartbeatRequest) -> HeartbeatAnswer:
         """Tell how this device is; return what it should run.
 
         Raises:

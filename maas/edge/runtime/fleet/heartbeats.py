@@ -10,7 +10,8 @@ from collections.abc import Callable
 from maas.core.errors import MaasError
 from maas.edge.runtime.fleet.gateway import Gateway
 from maas.edge.runtime.fleet.state import Contact, StateFile
-from maas.edge.runtime.fleet.wire import Heartbeat, HeartbeatAnswer
+from maas.edge.runtime.fleet.wire import HeartbeatAnswer
+from maas.protocol.devices import HeartbeatRequest
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Heartbeats:
         self,
         gateway: Gateway,
         store: StateFile,
-        report: Callable[[], Heartbeat],
+        report: Callable[[], HeartbeatRequest],
         on_answer: Callable[[HeartbeatAnswer], None],
     ) -> None:
         self._gateway = gateway

@@ -76,7 +76,9 @@ def begin_enrolment(home: Path, gateway: str, code: str) -> Identity:
         raise Conflict(
             f"this device is {known.device_id} of {known.gateway}; maas-edge leave forgets that"
         )
-    code_sha256 = hashlib.sha256(code.encode()).hexdigest()
+    # However it is typed, it is the same code.
+    typed = code.lower().replace("-", "").replace(" ", "")
+    code_sha256 = hashlib.sha256(typed.encode()).hexdigest()
     if known is not None and (known.gateway, known.code_sha256) == (gateway, code_sha256):
         return known
     nonce = secrets.token_hex(_NONCE_BYTES)

@@ -9,8 +9,8 @@ import numpy as np
 
 from maas.core.errors import EngineError
 from maas.edge.runtime.engine.contract import Engine, Output, SamplingParams
-from maas.edge.runtime.fleet.wire import Speed
 from maas.edge.runtime.server.served import Served
+from maas.protocol.devices import SpeedReport
 
 _TEXT = "Hello, who are you?"
 _NUM_ANSWER_TOKENS = 4
@@ -39,7 +39,7 @@ def probe(served: Served) -> None:
     tokenizer.decode(answer)
 
 
-def measure(served: Served) -> Speed:
+def measure(served: Served) -> SpeedReport:
     """Return how fast it reads and writes, one request at a time.
 
     Raises:
@@ -51,10 +51,10 @@ def measure(served: Served) -> Speed:
     if engine.info.task == "embed":
         started = time.perf_counter()
         _embed(engine, prompt)
-        return Speed(prefill_tok_s=num_prompt / (time.perf_counter() - started))
+        return SpeedReport(prefill_tok_s=num_prompt / (time.perf_counter() - started))
     answer, prefill_s, decode_s = _generate(engine, prompt, _NUM_NEW_TOKENS)
     num_steps = len(answer) - 1
-    return Speed(
+    return SpeedReport(
         prefill_tok_s=num_prompt / prefill_s,
         decode_tok_s=num_steps / decode_s if num_steps and decode_s else None,
     )

@@ -14,9 +14,10 @@ from maas.edge.runtime.fleet.telemetry import (
     read_memory,
 )
 from maas.edge.runtime.fleet.updates import Updater
-from maas.edge.runtime.fleet.wire import Counts, DeviceState, Heartbeat, Machine, Speed
+from maas.edge.runtime.fleet.wire import DeviceState
 from maas.edge.runtime.server.counters import Counters
 from maas.edge.runtime.server.offline import OfflineQueue
+from maas.protocol.devices import CounterReport, HeartbeatRequest, MachineReport, SpeedReport
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Reporter:
     queue: OfflineQueue
     battery: BatteryGauge
     energy: EnergyGauge = field(default_factory=EnergyGauge)
-    machine: Machine = field(default_factory=read_machine)
+    machine: MachineReport = field(default_factory=read_machine)
     started_at: int = field(default_factory=lambda: int(time.time()))
 
-    def report(self) -> Heartbeat:
+    def report(self) -> HeartbeatRequest:
         """Return the heartbeat of this moment."""
         state, counters = self.store.state, self.counters
-        return Heartbeat(
+        return HeartbeatRequest(
             agent_version=version("maas"),
             started_at=self.started_at,
             bundle_id=self.seat.bundle_id,
@@ -48,13 +49,13 @@ class Reporter:
             memory=read_memory(),
             speed=self._speed(),
             energy=self.energy.read(counters.num_completion_tokens, self.battery()),
-            counters=Counts(
+            counters=CounterReport(
                 requests_total=counters.num_requests,
                 completion_tokens_total=counters.num_completion_tokens,
                 fallbacks_total=counters.num_fallbacks,
                 queued=self.queue.num_waiting,
             ),
-            errors=state.errors,
+            errors=list(state.errors),
         )
 
     def _state(self) -> DeviceState:
@@ -65,11 +66,11 @@ class Reporter:
         contact = self.store.state.contact
         return "error" if contact is not None and contact.desired is not None else "idle"
 
-    def _speed(self) -> Speed:
+    def _speed(self) -> SpeedReport:
         """Return the trial's figures, and what answers were lately where there were some."""
         tried = self.store.state.speed
         lately = self.counters.decode_tok_s
-        return Speed(tried.load_s, tried.prefill_tok_s, lately or tried.decode_tok_s)
+        return SpeedReport(tried.load_s, tried.prefill_tok_s, lately or tried.decode_tok_s)
 
     def _previous(self) -> str | None:
         try:

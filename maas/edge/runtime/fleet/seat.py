@@ -9,10 +9,11 @@ from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.fleet.apart import run_apart
 from maas.edge.runtime.fleet.probe import probe
 from maas.edge.runtime.fleet.state import Mark, StateFile, Trying
-from maas.edge.runtime.fleet.wire import Phase, Speed, UpdateReport, cut
+from maas.edge.runtime.fleet.wire import Phase, cut
 from maas.edge.runtime.server.serve import open_served
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.shelf.shelf import Held, Shelf
+from maas.protocol.devices import SpeedReport, UpdateReport
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def give_up(store: StateFile, mark: Mark, phase: Phase, message: str) -> None:
     store.add_error("update_failed", f"{mark.bundle_id}: {phase}: {error}")
 
 
-def succeed(store: StateFile, mark: Mark, speed: Speed) -> None:
+def succeed(store: StateFile, mark: Mark, speed: SpeedReport) -> None:
     """Remember that a bundle answers here."""
     report = UpdateReport(mark.bundle_id, mark.attempt, "succeeded")
     store.change(trying=None, failed=None, result=report, succeeded=mark, speed=speed)

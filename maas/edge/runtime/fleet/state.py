@@ -2,13 +2,15 @@
 
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from maas.edge.runtime.disk import write_whole
-from maas.edge.runtime.fleet.wire import Desired, ErrorReport, Speed, UpdateReport, cut
+from maas.edge.runtime.fleet.wire import Desired, cut
+from maas.protocol.devices import ErrorReport, SpeedReport, UpdateReport
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class AgentState(msgspec.Struct, frozen=True):
     trying: Trying | None = None
     result: UpdateReport | None = None
     succeeded: Mark | None = None
-    speed: Speed = Speed()
+    speed: SpeedReport = msgspec.field(default_factory=SpeedReport)
     errors: tuple[ErrorReport, ...] = ()
     contact: Contact | None = None
 
@@ -98,7 +100,7 @@ class StateFile:
         new = ErrorReport(int(time.time()), code, cut(message))
         self.change(errors=(*errors, new)[-MAX_ERRORS:])
 
-    def was_told(self, result: UpdateReport | None, errors: tuple[ErrorReport, ...]) -> None:
+    def was_told(self, result: UpdateReport | None, errors: Collection[ErrorReport]) -> None:
         """Forget what the gateway knows now."""
         state = self.state
         self.change(

@@ -10,12 +10,13 @@ import psutil
 
 from maas.edge.runtime.bench import processor_name
 from maas.edge.runtime.energy import EnergyMeter
-from maas.edge.runtime.fleet.wire import Energy, Machine, Memory, cut
+from maas.edge.runtime.fleet.wire import cut
 from maas.edge.runtime.server.decision import Battery
+from maas.protocol.devices import EnergyReport, MachineReport, MemoryReport
 
 _SUPPLIES = Path("/sys/class/power_supply")
 _MAX_AGE_S = 10.0
-_MAX_NAME = 200
+_MAX_NAME = 128
 BatteryReader = Callable[[], Battery | None]
 
 
@@ -83,7 +84,7 @@ class EnergyGauge:
         self._started = time.monotonic()
         self._num_tokens = 0
 
-    def read(self, num_tokens: int, battery: Battery | None) -> Energy:
+    def read(self, num_tokens: int, battery: Battery | None) -> EnergyReport:
         """Return what was used since the last time.
 
         Args:
@@ -93,7 +94,7 @@ class EnergyGauge:
         joules = self._meter.joules_since_start()
         seconds = time.monotonic() - self._started
         num_new = num_tokens - self._num_tokens
-        energy = Energy(
+        energy = EnergyReport(
             joules_per_token=None if joules is None or num_new <= 0 else joules / num_new,
             watts=None if joules is None or seconds <= 0 else joules / seconds,
             battery_percent=battery.percent if battery else None,
@@ -105,9 +106,9 @@ class EnergyGauge:
         return energy
 
 
-def read_machine() -> Machine:
+def read_machine() -> MachineReport:
     """Return what this machine is."""
-    return Machine(
+    return MachineReport(
         system=cut(f"{platform.system()} {platform.release()} {platform.machine()}", _MAX_NAME),
         processor=cut(processor_name(), _MAX_NAME),
         num_cpus=os.cpu_count() or 1,
@@ -115,6 +116,6 @@ def read_machine() -> Machine:
     )
 
 
-def read_memory() -> Memory:
+def read_memory() -> MemoryReport:
     """Return this process's memory, and what is left of the machine's."""
-    return Memory(psutil.Process().memory_info().rss, psutil.virtual_memory().available)
+    return MemoryReport(psutil.Process().memory_info().rss, psutil.virtual_memory().available)

@@ -16,14 +16,15 @@ from maas.core.errors import EngineError, MaasError
 from maas.core.lifeline import LIFELINE_FLAG, end_with_parent
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.fleet.probe import measure, probe
-from maas.edge.runtime.fleet.wire import Speed, cut
+from maas.edge.runtime.fleet.wire import cut
 from maas.edge.runtime.server.serve import open_served
+from maas.protocol.devices import SpeedReport
 
 _TIMEOUT_S = 600.0
 _MAX_CACHE_BYTES = 64 << 20
 
 
-def try_folder(folder: Path, options: EngineOptions) -> Speed:
+def try_folder(folder: Path, options: EngineOptions) -> SpeedReport:
     """Load a bundle, have it answer, and measure it.
 
     Raises:
@@ -39,7 +40,9 @@ def try_folder(folder: Path, options: EngineOptions) -> Speed:
         served.engine.close()
 
 
-async def try_apart(folder: Path, options: EngineOptions, timeout_s: float = _TIMEOUT_S) -> Speed:
+async def try_apart(
+    folder: Path, options: EngineOptions, timeout_s: float = _TIMEOUT_S
+) -> SpeedReport:
     """Try a bundle in a process of its own, which ends with this one.
 
     Raises:
@@ -70,7 +73,7 @@ async def try_apart(folder: Path, options: EngineOptions, timeout_s: float = _TI
     if code:
         lines = err.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise EngineError(cut(lines[-1]))
-    return msgspec.json.decode(out, type=Speed)
+    return msgspec.json.decode(out, type=SpeedReport)
 
 
 async def _ended(child: asyncio.subprocess.Process) -> tuple[bytes, bytes, int]:

@@ -27,9 +27,10 @@ from maas.edge.runtime.fleet.apart import run_apart
 from maas.edge.runtime.fleet.seat import Seat, give_up, succeed
 from maas.edge.runtime.fleet.state import Mark, StateFile, Trying
 from maas.edge.runtime.fleet.trial import try_apart
-from maas.edge.runtime.fleet.wire import Desired, Phase, Speed, UpdateReport
+from maas.edge.runtime.fleet.wire import Desired, Phase
 from maas.edge.runtime.shelf.shelf import Held
 from maas.edge.runtime.shelf.sources import Source
+from maas.protocol.devices import SpeedReport, UpdateReport
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _ID_DIGITS = 64
 # Tries to fetch that bring no byte although the gateway is there.
 _MAX_STALLS = 3
 _MAX_RETRY_S = 60.0
-Trial = Callable[[Path, EngineOptions], Awaitable[Speed]]
+Trial = Callable[[Path, EngineOptions], Awaitable[SpeedReport]]
 
 
 def available_bytes() -> int:

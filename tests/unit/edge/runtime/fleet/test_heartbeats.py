@@ -9,14 +9,14 @@ from maas.core.errors import AuthenticationFailed
 from maas.edge.runtime.fleet.gateway import Gateway
 from maas.edge.runtime.fleet.heartbeats import Heartbeats, next_delay
 from maas.edge.runtime.fleet.state import MAX_ERRORS, StateFile, read_state, state_path
-from maas.edge.runtime.fleet.wire import (
-    Counts,
-    Energy,
-    Heartbeat,
-    HeartbeatAnswer,
-    Machine,
-    Memory,
-    Speed,
+from maas.edge.runtime.fleet.wire import HeartbeatAnswer
+from maas.protocol.devices import (
+    CounterReport,
+    EnergyReport,
+    HeartbeatRequest,
+    MachineReport,
+    MemoryReport,
+    SpeedReport,
     UpdateReport,
 )
 
@@ -41,20 +41,20 @@ def test_no_gateway_makes_a_device_spin_or_sleep_for_ever(said):
     assert 0.01 < next_delay(said, 0, lambda: 0.5) <= 3600
 
 
-def beat(store: StateFile) -> Heartbeat:
-    return Heartbeat(
+def beat(store: StateFile) -> HeartbeatRequest:
+    return HeartbeatRequest(
         agent_version="1",
         started_at=0,
         bundle_id=None,
         previous_bundle_id=None,
         state="idle",
         update=store.state.result,
-        machine=Machine("s", "p", 1, 1),
-        memory=Memory(1, 1),
-        speed=Speed(),
-        energy=Energy(),
-        counters=Counts(),
-        errors=store.state.errors,
+        machine=MachineReport("s", "p", 1, 1),
+        memory=MemoryReport(1, 1),
+        speed=SpeedReport(),
+        energy=EnergyReport(),
+        counters=CounterReport(),
+        errors=list(store.state.errors),
     )
 
 
@@ -94,7 +94,7 @@ async def test_what_happened_while_a_heartbeat_was_on_its_way_is_told_with_the_n
     store = StateFile(tmp_path)
     store.add_error("a", "first")
 
-    def report() -> Heartbeat:
+    def report() -> HeartbeatRequest:
         told = beat(store)
         store.add_error("b", "second")
         store.change(result=UpdateReport("b", 1, "succeeded"))

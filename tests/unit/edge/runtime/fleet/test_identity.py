@@ -50,7 +50,7 @@ async def test_a_process_that_died_before_the_answer_goes_on_with_its_nonce(gate
     begun = read_identity(tmp_path)
     assert (begun.nonce, begun.key) == (nonce, None)
     gateway.lost_answers = 0
-    identity = await enrol(tmp_path, gateway.url)
+    identity = await enrol(tmp_path, gateway.url, "co-de")
     assert (identity.nonce, len(gateway.keys)) == (nonce, 1)
 
 

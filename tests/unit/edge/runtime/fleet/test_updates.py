@@ -15,14 +15,15 @@ from maas.edge.runtime.fleet.seat import Loader, Seat, bring_up
 from maas.edge.runtime.fleet.state import Mark, StateFile, Trying
 from maas.edge.runtime.fleet.trial import try_apart
 from maas.edge.runtime.fleet.updates import Updater
-from maas.edge.runtime.fleet.wire import Desired, Speed
+from maas.edge.runtime.fleet.wire import Desired
 from maas.edge.runtime.server.served import Serving
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import FileSource
+from maas.protocol.devices import SpeedReport
 from tests.unit.edge.runtime.fleet.conftest import Made
 
 OPTIONS = EngineOptions(num_threads=1, max_num_seqs=1, enable_spinning=False)
-SPEED = Speed(1.0, 2.0, 3.0)
+SPEED = SpeedReport(1.0, 2.0, 3.0)
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Yard:
         )
         self.updater.retry_s = 0.02
 
-    async def trial(self, folder: Path, options: EngineOptions) -> Speed:
+    async def trial(self, folder: Path, options: EngineOptions) -> SpeedReport:
         self.tried.append(folder.name)
         await asyncio.sleep(0)
         if self.failure is not None:
@@ -218,7 +219,7 @@ async def test_memory_for_one_bundle_only_closes_the_old_one_first(yard, one, tw
     seen: list[object] = []
     before = yard.trial
 
-    async def trial(folder: Path, options: EngineOptions) -> Speed:
+    async def trial(folder: Path, options: EngineOptions) -> SpeedReport:
         seen.append(yard.seat.serving.current)
         return await before(folder, options)
 
@@ -296,7 +297,7 @@ async def test_the_first_bundle_of_all_that_kills_is_left_alone(tmp_path, one):
 async def test_an_agent_that_is_told_to_stop_does_not_count_as_dead(yard, two):
     began, never = asyncio.Event(), asyncio.Event()
 
-    async def hang(folder: Path, options: EngineOptions) -> Speed:
+    async def hang(folder: Path, options: EngineOptions) -> SpeedReport:
         began.set()
         await never.wait()
         return SPEED
