@@ -17,7 +17,7 @@ from maas.core.errors import ConfigError
 from maas.store.key_terms import KeyTerms
 from maas.store.organizations import DEFAULT
 from maas.store.records import ApiKey, Project
-from maas.store.roles import ADMIN_SCOPE, INFERENCE_SCOPE
+from maas.store.roles import ADMIN_SCOPE, DEVICE_SCOPE, INFERENCE_SCOPE
 
 app = typer.Typer(help="API keys: make, list, rotate, revoke.", no_args_is_help=True)
 
@@ -96,7 +96,9 @@ def list_keys(
 ) -> None:
     """List the keys, revoked ones too."""
     store = opened()
-    keys = store.keys.list(find_project(store, project, org).id if project else None)
+    every = store.keys.list(find_project(store, project, org).id if project else None)
+    # A device's key comes and goes with the device: maas device list.
+    keys = [key for key in every if DEVICE_SCOPE not in key.scopes]
     names = {item.id: item.name for item in store.state.read().projects}
 
     def render(console: Console) -> None:

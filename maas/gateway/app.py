@@ -1,11 +1,10 @@
 """The gateway put together: which path goes to the data plane, which to the control plane."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import (
@@ -31,6 +30,7 @@ from maas.gateway.control_writes import ControlWrites
 from maas.gateway.devices import routes as devices
 from maas.gateway.devices.door import DeviceDoor
 from maas.gateway.devices.service import FleetService
+from maas.gateway.document import DEVICE_ROUTES, RELAYED, document_of
 from maas.gateway.errors import error_body, error_headers, status_of
 from maas.gateway.exports import routes as exports
 from maas.gateway.exports.service import Exports
@@ -55,11 +55,6 @@ from maas.gateway.uploads import routes as uploads
 from maas.gateway.uploads.joining import Joiner
 from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
-from maas.protocol.chat import ChatCompletionRequest
-from maas.protocol.completions import CompletionRequest
-from maas.protocol.devices import EnrolRequest, HeartbeatRequest
-from maas.protocol.embeddings import EmbeddingRequest
-from maas.protocol.responses import ResponsesRequest
 from maas.store.blobs import Blobs
 from maas.store.bundles import BundleRepository
 from maas.store.device_keys import ENROL_PATH, HEARTBEAT_PATH
@@ -69,15 +64,6 @@ from maas.store.secrets import Sealing
 from maas.store.tenancy import Tenancy
 from maas.store.uploads import UploadRepository
 from maas.store.webhooks import WebhookRepository
-
-RELAYED = {
-    "/v1/chat/completions": ChatCompletionRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/embeddings": EmbeddingRequest,
-    "/v1/responses": ResponsesRequest,
-}
-# What devices use themselves.
-DEVICE_ROUTES = {ENROL_PATH: EnrolRequest, HEARTBEAT_PATH: HeartbeatRequest}
 
 
 @dataclass(frozen=True)
@@ -183,46 +169,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return _answer(MaasError("unexpected"), request)
 
 
-def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """Return ``app.openapi`` with the relayed routes in it."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        document = plain()
-        template = "#/components/schemas/{name}"
-        routes = {**RELAYED, **DEVICE_ROUTES}
-        types = list(routes.values())
-        schemas, components = msgspec.json.schema_components(types, ref_template=template)
-        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        for (path, kind), schema in zip(routes.items(), schemas, strict=True):
-            document["paths"][path] = {
-                "post": {
-                    "tags": ["inference" if path in RELAYED else "devices"],
-                    "summary": (kind.__doc__ or "").splitlines()[0],
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": schema}},
-                    },
-                    "responses": {
-                        "200": {
-                            "description": "As OpenAI defines it, JSON or SSE"
-                            if path in RELAYED
-                            else "See docs/fleet.md"
-                        }
-                    },
-                    # The code is what lets a device enrol.
-                    "security": [] if path == ENROL_PATH else [{"bearer": []}],
-                }
-            }
-        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = document
-        return document
-
-    return openapi
-
-
 @dataclass(frozen=True)
 class Workshop:
     """What files, fine-tuning, exports and devices work with."""
@@ -279,7 +225,7 @@ def _control_plane(  # noqa: PLR0913 - what the routes work with
     for path in (*RELAYED, *DEVICE_ROUTES):
         # A wrong method on a relayed route is a 405, not a 404.
         app.add_api_route(path, _wrong_method, methods=["POST"], include_in_schema=False)
-    app.openapi = _document(app)  # type: ignore[method-assign]
+    app.openapi = document_of(app)  # type: ignore[method-assign]
     return app
 
 

@@ -1,6 +1,10 @@
 """The fleet over real HTTP: enrolled, told what to run, watched, retired; and nothing beyond."""
 
+import json
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,9 +13,11 @@ import pytest
 from httpx import Client
 
 from maas.core.ids import new_id
+from maas.store.key_terms import KeyTerms
 from maas.store.roles import ORGANIZATION_SCOPE
 from tests.api.conftest import RunningGateway
 from tests.fakes.devices import FakeDevice, enrolled, heartbeat_of, made_bundle
+from tests.fakes.engine import FakeEngine
 
 NONCE = "a" * 32
 
@@ -141,3 +147,332 @@ def test_heartbeat_is_answered_only_to_a_device(yard: Yard) -> None:
     beat = yard.client.post("/v1/devices/heartbeat", json=heartbeat_of())
     assert beat.status_code == 403
     assert yard.gateway.client.post("/v1/devices/heartbeat", json={}).status_code == 403
+
+
+def test_lost_answer_is_had_by_asking_again(yard: Yard) -> None:
+    """The client sends its request and is gone before the answer comes."""
+    code = yard.code()
+    body = json.dumps({"code": code, "nonce": NONCE}).encode()
+    host, port = yard.gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/devices/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+    deadline = time.monotonic() + 5
+    while not (made := yard.get("")["data"]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(made) == 1
+    again = yard.enrol(code)
+    assert again.json()["device"]["id"] == made[0]["id"]
+    FakeDevice(yard.gateway.url, made[0]["id"], again.json()["key"]).beat()
+    assert len(yard.get("")["data"]) == 1
+
+
+def test_key_of_a_device_opens_nothing_else(yard: Yard) -> None:
+    device, other = yard.device(), yard.device()
+    document = yard.client.get("/openapi.json").json()
+    own = {"/v1/devices/heartbeat", "/v1/devices/enrol", "/healthz", "/readyz"}
+    ids = {"device_id": other.id, "bundle_id": yard.bundle(), "project_id": yard.project_id}
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        client.headers["Authorization"] = f"Bearer {device.key}"
+        for path, methods in document["paths"].items():
+            names = re.findall(r"\{(\w+)\}", path)
+            filled = path.format(**{name: ids.get(name, "x") for name in names})
+            for method in methods if path not in own else ():
+                answer = client.request(method.upper(), filled, json={})
+                is_content = path.endswith("bundles/{bundle_id}/content")
+                assert answer.status_code == (404 if is_content else 403), (path, answer.text)
+    assert yard.get(f"/{other.id}")["status"] == "enrolled"
+
+
+def test_device_reads_its_bundle_and_no_other(yard: Yard) -> None:
+    device, wanted, other = yard.device(), yard.bundle("wanted"), yard.bundle("other")
+    yard.post("/channels/stable", {"bundle_id": wanted})
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        client.headers["Authorization"] = f"Bearer {device.key}"
+
+        def read(bundle_id: str, **headers: str):
+            return client.get(f"/v1/bundles/{bundle_id}/content", headers=headers)
+
+        assert read(wanted).text == wanted
+        assert read(wanted, Range="bytes=1-3").text == wanted[1:4]
+        for hidden in (other, "0" * 64):
+            assert (read(hidden).status_code, read(hidden).json()["error"]["code"]) == (
+                404,
+                "not_found",
+            )
+    stranger = made_bundle(yard.gateway.store, yard.gateway.project_id, yard.gateway.home, "theirs")
+    yard.post("/channels/stable", {"bundle_id": stranger}, status=404)
+
+
+def test_fallback_is_one_model_and_ends_with_the_groups(yard: Yard, engine: FakeEngine) -> None:
+    plain = yard.device()
+    yard.post("/groups", {"name": "helped", "fallback_model": "tiny", "heartbeat_s": 5})
+    helped = yard.device(group="helped")
+    assert (helped.beat()["fallback_model"], helped.beat()["heartbeat_s"]) == ("tiny", 5)
+
+    def ask(device: FakeDevice, path: str = "chat/completions", model: str = "tiny") -> int:
+        chat = {"messages": [{"role": "user", "content": "hello"}]}
+        content = {"prompt": "hello"} if path == "completions" else chat
+        with Client(base_url=yard.gateway.url, timeout=30) as client:
+            client.headers["Authorization"] = f"Bearer {device.key}"
+            return client.post(f"/v1/{path}", json={"model": model, **content}).status_code
+
+    assert (ask(helped), ask(helped, "completions")) == (200, 200)
+    assert ask(plain) == 403
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        client.headers["Authorization"] = f"Bearer {helped.key}"
+        answer = client.post("/v1/responses", json={"model": "tiny", "input": "hello"})
+        assert answer.json()["error"]["code"] == "endpoint_not_allowed"
+        assert client.get("/v1/models").status_code == 403
+        assert client.post("/v1/files", files={"file": b"x"}).status_code == 403
+    yard.post("/groups/helped", {"fallback_model": None})
+    assert ask(helped) == 403
+    yard.post(f"/{plain.id}", {"group": "helped"})
+    yard.post("/groups/helped", {"fallback_model": "tiny"})
+    assert (ask(plain), ask(helped)) == (200, 200)
+    yard.gateway.deploy(engine, model="other")
+    assert ask(helped, model="other") == 403
+    yard.post("/groups", {"name": "odd", "fallback_model": "nobody"}, status=404)
+
+
+def test_what_a_key_may_not_do_its_devices_may_not(yard: Yard, engine: FakeEngine) -> None:
+    """A restricted key makes no device that could do more than itself."""
+    yard.post("/groups", {"name": "helped", "fallback_model": "tiny"})
+    store = yard.gateway.store
+    for terms, is_allowed in (
+        (KeyTerms(scopes=(ORGANIZATION_SCOPE,), models=("tiny",)), True),
+        (KeyTerms(scopes=(ORGANIZATION_SCOPE,), models=("another",)), False),
+        (KeyTerms(scopes=(ORGANIZATION_SCOPE,), networks=("127.0.0.0/8",)), False),
+        (KeyTerms(scopes=(ORGANIZATION_SCOPE,), endpoints=("/v1/devices",)), False),
+    ):
+        _, key = store.keys.create(project_id=yard.project_id, name="r", terms=terms)
+        yard.gateway.wait_seen()
+        answer = yard.client.post(
+            "/v1/devices/enrolment_codes",
+            json={"group": "helped"},
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        assert (answer.status_code == 200) is is_allowed, answer.text
+
+
+def test_plain_inference_key_manages_no_devices(yard: Yard) -> None:
+    _, key = yard.gateway.store.keys.create(project_id=yard.project_id, name="app")
+    yard.gateway.wait_seen()
+    headers = {"Authorization": f"Bearer {key}"}
+    for path in ("", "/groups", "/rollouts", "/summary"):
+        assert yard.client.get(f"/v1/devices{path}", headers=headers).status_code == 403
+    made = yard.client.post("/v1/devices/enrolment_codes", json={}, headers=headers)
+    assert made.status_code == 403
+
+
+def test_key_of_a_device_is_not_among_the_projects_keys(yard: Yard) -> None:
+    device = yard.device()
+    key_id = device.key.split("-")[2]
+    path = f"/v1/organization/projects/{yard.project_id}/api_keys"
+    assert key_id not in {item["id"] for item in yard.client.get(path).json()["data"]}
+    for answer in (
+        yard.client.get(f"{path}/{key_id}"),
+        yard.client.post(f"{path}/{key_id}/rotate"),
+        yard.client.delete(f"{path}/{key_id}"),
+    ):
+        assert answer.status_code == 404
+    device.beat()
+    for scopes in (["device"], ["device_fallback"]):
+        made = yard.client.post(path, json={"name": "k", "scopes": scopes})
+        assert made.status_code == 400
+
+
+def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
+    bad = yard.bundle("bad")
+    device = yard.device()
+    device.fails = frozenset({bad})
+    rollout = yard.post(
+        "/rollouts",
+        {
+            "channel": "stable",
+            "bundle_id": bad,
+            "stages": [{"percent": 100}],
+            "metadata": {"a": "b"},
+        },
+    )
+    assert (rollout["object"], rollout["status"], rollout["stage"]) == (
+        "device.rollout",
+        "running",
+        0,
+    )
+    assert rollout["counts"] == {
+        "targeted": 1,
+        "eligible": 1,
+        "succeeded": 0,
+        "failed": 0,
+        "pending": 1,
+    }
+    assert device.beat()["desired"]["rollout_id"] == rollout["id"]
+    assert device.beat()["desired"] is None
+    halted = yard.get(f"/rollouts/{rollout['id']}")
+    assert (halted["status"], halted["counts"]["failed"]) == ("halted", 1)
+    assert "1 of 1" in halted["reason"]
+    assert yard.post(f"/rollouts/{rollout['id']}/resume")["attempt"] == 2
+    assert yard.post(f"/rollouts/{rollout['id']}/pause")["status"] == "paused"
+    assert yard.post(f"/rollouts/{rollout['id']}/cancel")["finished_at"] is not None
+    yard.post(f"/rollouts/{rollout['id']}/resume", status=409)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "machine": ' + b"[" * 50_000,
+        b'{"agent_version": "1", "started_at": NaN, "state": "ok"}',
+        b'{"agent_version": "1", "started_at": 1e999, "state": "ok"}',
+        b'{"agent_version": "1", "started_at": -1, "state": "ok"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "well"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "device_id": "another"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "a\\u0000b"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "../../etc"}',
+        b'{"agent_version": "\\ud800", "started_at": 0, "state": "ok"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "speed": {"load_s": 1e300}}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "counters": {"queued": -1}}',
+        json.dumps(heartbeat_of(agent_version="x" * 129)).encode(),
+        json.dumps(heartbeat_of(errors=[{"at": 1, "code": "c", "message": "m"}] * 21)).encode(),
+        json.dumps(
+            heartbeat_of(update={"bundle_id": "b", "attempt": 0, "status": "lost"})
+        ).encode(),
+    ],
+    ids=lambda body: repr(body[:60]),
+)
+def test_heartbeat_of_nonsense_is_a_400_and_changes_nothing(yard: Yard, body: bytes) -> None:
+    device = yard.device()
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        headers = {"Authorization": f"Bearer {device.key}"}
+        answer = client.post("/v1/devices/heartbeat", content=body, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert yard.get(f"/{device.id}")["last_seen_at"] is None
+
+
+def test_strange_text_in_a_heartbeat_is_kept_as_text(yard: Yard) -> None:
+    device = yard.device()
+    message = "\0\x1b[31m\u202e<script>" + "é" * 1000
+    device.beat(errors=[{"at": 1.5, "code": "a\0b", "message": message}])
+    (error, _) = yard.get(f"/{device.id}/events")["data"]
+    assert (error["type"], error["level"]) == ("error", "error")
+    assert error["message"] == message.replace("\0", "")
+    assert yard.get(f"/{device.id}")["reported"]["errors"][0]["message"] == message
+
+
+def test_bodies_over_their_limit_are_a_413(yard: Yard) -> None:
+    device = yard.device()
+    big = {"agent_version": "1", "started_at": 0, "state": "ok", "pad": "x" * 70_000}
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        headers = {"Authorization": f"Bearer {device.key}"}
+        answer = client.post("/v1/devices/heartbeat", json=big, headers=headers)
+    assert answer.status_code == 413
+    assert yard.enrol(yard.code(), facts={"a": "x" * 20_000}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"nonce": "short"},
+        {"nonce": "n" * 129},
+        {"nonce": "n n" * 20},
+        {"name": ""},
+        {"name": "n" * 256},
+        {"name": "\x1b]0;title\x07"},
+        {"facts": {"a": [1]}},
+        {"facts": {"a": {"b": {"c": 1}}}},
+        {"facts": {f"k{n}": n for n in range(65)}},
+        {"project_id": "another"},
+        {"group": "another"},
+    ],
+    ids=lambda fields: repr(fields)[:40],
+)
+def test_enrolment_of_nonsense_is_a_400_and_leaves_the_code(yard: Yard, fields: dict) -> None:
+    code = yard.code()
+    answer = yard.enrol(code, **fields)
+    assert answer.status_code == 400, answer.text
+    assert yard.enrol(code).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/enrolment_codes", {"expires_in_s": 59}),
+        ("/enrolment_codes", {"expires_in_s": 2_592_001}),
+        ("/enrolment_codes", {"group": "../x"}),
+        ("/enrolment_codes", {"metadata": {"k": "v" * 5000}}),
+        ("/groups", {"name": "a/b"}),
+        ("/groups", {"name": "g", "heartbeat_s": 0}),
+        ("/groups", {"name": "g", "heartbeat_s": True}),
+        ("/groups", {"name": "g", "channel": "a b"}),
+        ("/channels/a%20b", {"bundle_id": None}),
+        ("/channels/stable", {}),
+        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "stages": []}),
+        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "stages": [{"percent": 50}]}),
+        (
+            "/rollouts",
+            {
+                "channel": "stable",
+                "bundle_id": "BUNDLE",
+                "stages": [{"percent": 100}, {"percent": 100}],
+            },
+        ),
+        (
+            "/rollouts",
+            {"channel": "stable", "bundle_id": "BUNDLE", "stages": [{"percent": 101}]},
+        ),
+        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "max_failure_percent": -1}),
+        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "min_reports": 0}),
+    ],
+    ids=str,
+)
+def test_fleet_of_nonsense_is_a_400(yard: Yard, path: str, body: dict) -> None:
+    given = {name: yard.bundle() if value == "BUNDLE" else value for name, value in body.items()}
+    yard.post(path, given, status=400)
+    assert yard.get("/rollouts")["data"] == []
+
+
+def test_changes_take_away_only_what_may_be_missing(yard: Yard) -> None:
+    device = yard.device()
+    for path, body in (
+        (f"/{device.id}", {"name": None}),
+        (f"/{device.id}", {"group": None}),
+        ("/groups/default", {"channel": None}),
+        ("/groups/default", {"heartbeat_s": None}),
+    ):
+        yard.post(path, body, status=400)
+    changed = yard.post(
+        f"/{device.id}", {"name": "hall", "channel": "beta", "metadata": {"a": "b"}}
+    )
+    assert (changed["name"], changed["channel"], changed["metadata"]) == (
+        "hall",
+        "beta",
+        {"a": "b"},
+    )
+    assert yard.post(f"/{device.id}", {"channel": None})["channel"] is None
+    assert yard.get(f"/{device.id}")["name"] == "hall"
+    assert [item["name"] for item in yard.get("/channels")["data"]] == ["stable", "beta"]
+    assert yard.get("/channels?limit=1")["last_id"] == "stable"
+    assert yard.get("/channels?after=stable")["data"][0]["name"] == "beta"
+
+
+def test_summary_counts_by_status_bundle_and_group(yard: Yard) -> None:
+    bundle_id = yard.bundle()
+    yard.post("/channels/stable", {"bundle_id": bundle_id})
+    first, second, gone = yard.device(), yard.device(), yard.device()
+    first.beat()
+    first.beat(speed={"load_s": 0.5, "prefill_tok_s": 300.0, "decode_tok_s": 60.0})
+    second.beat()
+    yard.client.delete(f"/v1/devices/{gone.id}")
+    summary = yard.get("/summary")
+    assert summary["by_status"] == {"enrolled": 2, "retired": 1}
+    assert summary["online"] == 2
+    assert summary["by_bundle"] == {bundle_id: 1, "none": 1}
+    assert summary["by_group"] == {"default": 2}
+    assert summary["speed"]["decode_tok_s"] == {"median": 50.0, "num_devices": 2}
