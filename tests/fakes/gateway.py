@@ -25,7 +25,7 @@ class FakeGateway:
     """What it saw, and how it is told to behave.
 
     ``lost_answers``: so many enrolments are done and their answers lost. ``chunk_delay_s`` slows
-    bundles down. ``status`` is what inference is answered with. A prompt ``die`` breaks the
+    bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with. A prompt ``die`` breaks the
     answer off after its first chunk, ``hang`` never ends.
     """
 
@@ -41,6 +41,7 @@ class FakeGateway:
     headers: list[dict[str, str]] = field(default_factory=list)
     lost_answers: int = 0
     chunk_delay_s: float = 0.0
+    answer_delay_s: float = 0.0
     status: int = 200
     num_sent: int = 0
     num_left: int = 0
@@ -166,6 +167,7 @@ class FakeGateway:
         if self.status != 200:
             return _refused(self.status, "made_up")
         if not body.get("stream"):
+            await asyncio.sleep(self.answer_delay_s)
             return web.json_response(
                 {"object": "chat.completion", "model": body["model"], "words": WORDS},
                 headers={"x-request-id": f"req-{len(self.requests)}", "x-internal": "not for you"},

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.bundles import Made
 from tests.fakes.device import Device
 from tests.fakes.gateway import FALLBACK_MODEL, FakeGateway, fake_gateway
-from tests.unit.edge.runtime.fleet.conftest import Made
 
 LONG = [{"role": "user", "content": "x" * 600}]
 QUEUE = {"x-maas-when-offline": "queue"}
@@ -43,6 +43,7 @@ def shared(
 def gateway(shared: tuple[Device, FakeGateway]) -> FakeGateway:
     gateway = shared[1]
     gateway.status = 200
+    gateway.answer_delay_s = 0.0
     gateway.fallback_model = FALLBACK_MODEL
     return gateway
 
@@ -203,6 +204,31 @@ def test_a_queue_survives_a_power_cut_and_is_sent_in_order(device, gateway, one)
     assert (response["status_code"], response["request_id"]) == (200, "req-1")
     assert response["body"]["model"] == FALLBACK_MODEL
     assert device.client.delete(f"{device.url}/v1/queued_requests/{kept[0]}").json()["deleted"]
+
+
+def test_what_was_being_sent_when_the_power_went_is_sent_again_and_what_was_answered_is_not(
+    device, gateway
+):
+    gateway.stop()
+    kept = []
+    for number in range(2):
+        messages = [*LONG, {"role": "user", "content": f"cut {number}"}]
+        kept.append(device.chat(QUEUE, messages=messages).json()["id"])
+    gateway.answer_delay_s = 0.5
+    gateway.start()
+
+    def statuses() -> list[str]:
+        listed = device.client.get(f"{device.url}/v1/queued_requests").json()["data"]
+        return [item["status"] for item in listed if item["id"] in kept]
+
+    device.wait(lambda: statuses() == ["completed", "sending"], "the second to be on its way")
+    gateway.wait(lambda: len(gateway.requests) == 2, "the second to be there")
+    device.kill()
+    gateway.answer_delay_s = 0.0
+    device.start()
+    device.wait(lambda: statuses() == ["completed", "completed"], "both answers")
+    sent = [body["messages"][1]["content"] for body in gateway.requests]
+    assert sent == ["cut 0", "cut 1", "cut 1"]
 
 
 def test_one_agent_runs_at_a_time_and_keeps_the_device_in_its_fleet(device):

@@ -4,8 +4,10 @@ import json
 import stat
 
 import pytest
+from typer.testing import CliRunner
 
 from maas.core.errors import AuthenticationFailed, ConfigError, Conflict, SourceUnreachable
+from maas.edge.runtime.cli.main import app
 from maas.edge.runtime.fleet import gateway as asking
 from maas.edge.runtime.fleet.gateway import enrol_device
 from maas.edge.runtime.fleet.identity import (
@@ -103,15 +105,22 @@ def test_what_is_no_url_is_refused(given):
         gateway_url(given)
 
 
-def test_the_command_shows_all_but_the_key(device, gateway):
+def test_the_command_shows_all_but_the_key(gateway, tmp_path):
+    runner = CliRunner()
+
+    def command(*arguments: str):
+        return runner.invoke(app, arguments, env={"MAAS_EDGE_HOME": str(tmp_path)})
+
+    enrolled = command("enrol", gateway.url, "--code", "code", "--name", "d")
+    assert enrolled.exit_code == 0, enrolled.exception
     (key,) = gateway.keys.values()
-    shown = device.cli("fleet", "--json")
-    facts = json.loads(shown.stdout)
+    shown = command("fleet", "--json").output
+    facts = json.loads(shown)
     assert (facts["name"], facts["is_enrolled"], facts["last_contact_at"]) == ("d", True, None)
-    human = device.cli("fleet").stdout
+    human = command("fleet").output
     assert "never" in human
-    assert key not in shown.stdout + human
-    assert "maas-edge leave" in device.cli("enrol", gateway.url, "--code", "code").stderr
-    assert device.cli("leave").returncode == 0
-    assert "in no fleet" in device.cli("fleet").stderr
-    assert "in no fleet" in device.cli("agent").stderr
+    assert key not in enrolled.output + shown + human
+    assert "maas-edge leave" in str(command("enrol", gateway.url, "--code", "code").exception)
+    assert command("leave").exit_code == 0
+    assert "in no fleet" in str(command("fleet").exception)
+    assert "in no fleet" in str(command("agent").exception)

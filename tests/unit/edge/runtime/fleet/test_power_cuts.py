@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from maas.edge.runtime.shelf.shelf import Shelf
+from tests.fakes.bundles import Made
 from tests.fakes.device import Device
 from tests.fakes.gateway import FakeGateway
-from tests.unit.edge.runtime.fleet.conftest import Made
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from maas.edge.runtime.server.served import Serving
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import FileSource
 from maas.protocol.devices import SpeedReport
-from tests.unit.edge.runtime.fleet.conftest import Made
+from tests.fakes.bundles import Made
 
 OPTIONS = EngineOptions(num_threads=1, max_num_seqs=1, enable_spinning=False)
 SPEED = SpeedReport(1.0, 2.0, 3.0)
