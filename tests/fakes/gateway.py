@@ -25,8 +25,8 @@ class FakeGateway:
     """What it saw, and how it is told to behave.
 
     ``lost_answers``: so many enrolments are done and their answers lost. ``chunk_delay_s`` slows
-    bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with. A prompt ``die`` breaks the
-    answer off after its first chunk, ``hang`` never ends.
+    bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with.
+    A prompt ``die`` breaks the answer off after its first chunk, ``hang`` never ends.
     """
 
     port: int = field(default_factory=free_port)

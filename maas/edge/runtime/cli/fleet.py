@@ -134,4 +134,6 @@ def _said(label: str, value: Any) -> str:
         return "never" if label == "last_contact_at" else ""
     if label == "last_contact_at":
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    if isinstance(value, dict):
+        return f"{value['bundle_id'][:16]}, attempt {value['attempt']}"
     return str(value)
