@@ -81,7 +81,7 @@ def measure_cost(folder: Path, num_threads: int) -> CostCard:
         energy_j_per_token=None if joules is None else round(joules / num_tokens, 4),
         energy_note=meter.note,
         num_threads=options.threads,
-        machine=f"{platform.machine()}, {_processor()}",
+        machine=f"{platform.machine()}, {processor_name()}",
     )
 
 
@@ -120,7 +120,8 @@ def _peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -16,8 +16,8 @@ from maas.core.errors import EngineError, MaasError
 from maas.edge.runtime.cli.shared import JsonFlag, check_positive, emit, locate, warn
 from maas.edge.runtime.engine.contract import Output, SamplingParams
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.server.app import Served
 from maas.edge.runtime.server.serve import Address, open_served, serve
+from maas.edge.runtime.server.served import Served
 from maas.edge.runtime.server.text import TextStream
 from maas.edge.runtime.shelf.shelf import Held
 
@@ -25,8 +25,8 @@ _DEFAULTS = EngineOptions()
 _Source = Annotated[
     str | None, typer.Argument(help="Bundle file or unpacked folder; none: the one in use.")
 ]
-_Threads = Annotated[int, typer.Option(help="Threads that compute; 0: all processors.")]
-_Cool = Annotated[
+Threads = Annotated[int, typer.Option(help="Threads that compute; 0: all processors.")]
+Cool = Annotated[
     bool,
     typer.Option("--cool", help="Half the processors, sleeping between steps: saves the battery."),
 ]
@@ -88,13 +88,13 @@ def run(  # noqa: PLR0913 - one a flag
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    threads: _Threads = 0,
-    cool: _Cool = False,
+    threads: Threads = 0,
+    cool: Cool = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Chat with a bundle in the terminal, or answer one prompt."""
     held = locate(source)
-    served = open_served(held.folder, held.manifest.name, _options(threads, cool=cool))
+    served = open_served(held.folder, held.manifest.name, engine_options(threads, cool=cool))
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     conversation = Conversation(served, params, [])
     try:
@@ -116,15 +116,15 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     served_model_name: Annotated[
         str | None, typer.Option(help="Name on the wire; default: the bundle's model.")
     ] = None,
-    threads: _Threads = 0,
-    cool: _Cool = False,
+    threads: Threads = 0,
+    cool: Cool = False,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     max_model_len: Annotated[int, typer.Option(min=0, help="0: the model's own.")] = 0,
     kv_cache_mb: Annotated[int, typer.Option(min=1)] = _DEFAULTS.kv_cache_bytes >> 20,
 ) -> None:
     """Serve OpenAI's API on this device until Ctrl-C."""
     held = locate(source)
-    options = _options(
+    options = engine_options(
         threads,
         cool=cool,
         max_num_seqs=max_num_seqs,
@@ -142,7 +142,7 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     )
 
 
-def bench(source: _Source = None, threads: _Threads = 0, as_json: JsonFlag = False) -> None:
+def bench(source: _Source = None, threads: Threads = 0, as_json: JsonFlag = False) -> None:
     """Measure load time, memory, speed and energy of a bundle here."""
     held = locate(source)
     check_positive(threads, flag="--threads")
@@ -164,7 +164,8 @@ def bench(source: _Source = None, threads: _Threads = 0, as_json: JsonFlag = Fal
     emit({"bundle_id": held.manifest.bundle_id, **card}, as_json=as_json, render=render)
 
 
-def _options(threads: int, *, cool: bool, **sizes: int) -> EngineOptions:
+def engine_options(threads: int, *, cool: bool, **sizes: int) -> EngineOptions:
+    """Return the engine's options as the command line has them."""
     check_positive(threads, flag="--threads")
     wanted = replace(_DEFAULTS, num_threads=threads, **sizes)
     if not cool:

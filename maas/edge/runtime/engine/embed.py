@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maas.core.errors import CapabilityMissing, ConfigError, EngineError, InvalidRequest
+from maas.core.errors import (
+    CapabilityMissing,
+    ConfigError,
+    EngineError,
+    InvalidRequest,
+    PromptTooLong,
+)
 from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, SamplingParams
 from maas.edge.runtime.engine.model import open_session
 from maas.edge.runtime.engine.options import EngineOptions
@@ -70,12 +76,16 @@ class EmbedEngine:
         """Return embeddings of length one, shape (number of prompts, hidden size).
 
         Raises:
-            InvalidRequest: A prompt is empty or too long.
+            InvalidRequest: A prompt is empty.
+            PromptTooLong: One has more tokens than the model reads.
+            EngineError: onnxruntime failed.
         """
         for prompt in prompts:
-            if not 0 < len(prompt) <= self.info.max_model_len:
-                raise InvalidRequest(
-                    f"an input has {len(prompt)} tokens; want 1 to {self.info.max_model_len}",
+            if not prompt:
+                raise InvalidRequest("an input is empty", param="input")
+            if len(prompt) > self.info.max_model_len:
+                raise PromptTooLong(
+                    f"an input has {len(prompt)} tokens; the model reads {self.info.max_model_len}",
                     param="input",
                 )
         # Prompts of a like length lie in one batch: less padding is computed.
@@ -118,9 +128,12 @@ class EmbedEngine:
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        outputs: Any = self._session.run(
-            None, {name: value for name, value in feeds.items() if name in self._inputs}
-        )
+        read = {name: value for name, value in feeds.items() if name in self._inputs}
+        try:
+            outputs: Any = self._session.run(None, read)
+        except Exception as error:
+            # onnxruntime's exceptions share no base but this one.
+            raise EngineError(f"the engine failed: {error}") from error
         states: NDArray[np.float32] = outputs[0]
         if self._pooling == "cls":
             vectors = states[:, 0]

@@ -3,27 +3,23 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
-from tokenizers import Tokenizer
+from aiohttp.typedefs import Middleware
 
-from maas.core.errors import (
-    CapabilityMissing,
-    EngineError,
-    InvalidRequest,
-    MaasError,
-    ModelNotFound,
-    NotFound,
-)
-from maas.edge.runtime.engine.contract import Engine, Output
+from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, ModelNotFound
+from maas.edge.runtime.engine.contract import Engine, EngineStats, Output
 from maas.edge.runtime.server.answers import Answer, embedding_list
+from maas.edge.runtime.server.counters import Counters
+from maas.edge.runtime.server.errors import errors_as_bodies
 from maas.edge.runtime.server.requests import (
     Asked,
+    Encode,
     asked_chat,
     asked_completion,
     chat_body,
@@ -34,47 +30,40 @@ from maas.edge.runtime.server.requests import (
     tokenize_body,
     tokens_of_chat,
 )
-from maas.edge.runtime.server.templates import ChatTemplate
+from maas.edge.runtime.server.served import Served, Serving
 from maas.protocol.errors import encode_error
 from maas.protocol.sse import DONE_EVENT, data_event
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 << 20
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a server answers with.
-
-    Attributes:
-        name: The model's name on the wire.
-        engine: Computes.
-        tokenizer: The model's.
-        template: Of its chats.
-    """
-
-    name: str
-    engine: Engine
-    tokenizer: Tokenizer
-    template: ChatTemplate
+SERVED_BY = "x-maas-served-by"
 
 
 class EdgeServer:
     """Answers requests for one bundle and its adapters.
 
     Args:
-        served: The bundle.
+        serving: Lends the bundle.
+        counters: Told what was answered.
+        middlewares: Asked before the bundle is, errors of theirs being answered as its own are.
     """
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
-        self._adapters: set[str] = set()
+    def __init__(
+        self,
+        serving: Serving,
+        counters: Counters | None = None,
+        middlewares: Sequence[Middleware] = (),
+    ) -> None:
+        self._serving = serving
+        self._counters = counters or Counters()
+        self._middlewares = middlewares
 
     def make_app(self) -> web.Application:
         """Return the application."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_bodies])
+        middlewares = (errors_as_bodies, *self._middlewares)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
+        app.on_response_prepare.append(_say_who_served)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
@@ -87,53 +76,61 @@ class EdgeServer:
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        with self._serving.use():
+            return web.Response()
 
     async def _models(self, _: web.Request) -> web.Response:
-        names = [self._served.name, *sorted(self._adapters)]
+        served = self._serving.current
+        names = [served.name, *sorted(served.adapters)] if served else []
         data = [
             {"id": name, "object": "model", "created": 0, "owned_by": "maas-edge"} for name in names
         ]
         return _json({"object": "list", "data": data})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        stats = self._served.engine.stats
+        served, counters = self._serving.current, self._counters
+        stats = served.engine.stats if served else EngineStats(0, 0, 0, 0.0)
         values = {
             "maas_edge_requests_running": stats.num_running,
             "maas_edge_requests_waiting": stats.num_waiting,
             "maas_edge_kv_cache_usage": stats.kv_cache_usage,
             "maas_edge_tokens_total": stats.num_tokens_total,
+            "maas_edge_fallbacks_total": counters.num_fallbacks,
         }
         return web.Response(text="".join(f"{name} {value}\n" for name, value in values.items()))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = decode(chat_body, await request.read())
-        self._check_model(body.model)
-        served = self._served
-        asked = asked_chat(body, served.template, self._encode, served.engine.info)
-        return await self._answer(request, asked, is_chat=True)
+        with self._serving.use() as served:
+            _check_model(served, body.model)
+            encode = encoder_of(served)
+            asked = asked_chat(body, served.template, encode, served.engine.info)
+            return await self._answer(request, served, asked, is_chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         body = decode(completion_body, await request.read())
-        self._check_model(body.model)
-        asked = asked_completion(body, self._encode, self._served.engine.info)
-        return await self._answer(request, asked, is_chat=False)
+        with self._serving.use() as served:
+            _check_model(served, body.model)
+            asked = asked_completion(body, encoder_of(served), served.engine.info)
+            return await self._answer(request, served, asked, is_chat=False)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = decode(tokenize_body, await request.read())
-        self._check_model(body.model)
-        tokens = tokens_of_chat(body.messages, self._served.template, self._encode)
+        with self._serving.use() as served:
+            _check_model(served, body.model)
+            tokens = tokens_of_chat(body.messages, served.template, encoder_of(served))
         return _json({"tokens": tokens, "count": len(tokens)})
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = decode(embedding_body, await request.read())
-        self._check_model(body.model)
-        if self._served.engine.info.task != "embed":
-            raise CapabilityMissing("this model generates text; it has no embeddings")
-        if body.dimensions is not None:
-            raise CapabilityMissing("dimensions is not offered", param="dimensions")
-        prompts = token_lists(body.input, self._encode)
-        vectors = await asyncio.to_thread(self._served.engine.embed, prompts)
+        with self._serving.use() as served:
+            _check_model(served, body.model)
+            if served.engine.info.task != "embed":
+                raise CapabilityMissing("this model generates text; it has no embeddings")
+            if body.dimensions is not None:
+                raise CapabilityMissing("dimensions is not offered", param="dimensions")
+            prompts = token_lists(body.input, encoder_of(served))
+            vectors = await asyncio.to_thread(served.engine.embed, prompts)
         return _json(
             embedding_list(
                 vectors,
@@ -146,87 +143,43 @@ class EdgeServer:
     async def _load_adapter(self, request: web.Request) -> web.Response:
         body = await _adapter_body(request)
         folder = Path(body.get("lora_path", ""))
-        await asyncio.to_thread(self._served.engine.load_adapter, body["lora_name"], folder)
-        self._adapters.add(body["lora_name"])
+        with self._serving.use() as served:
+            await asyncio.to_thread(served.engine.load_adapter, body["lora_name"], folder)
+            served.adapters.add(body["lora_name"])
         return web.Response(text=f"Success: adapter {body['lora_name']} answers.")
 
     async def _unload_adapter(self, request: web.Request) -> web.Response:
         body = await _adapter_body(request)
-        self._served.engine.unload_adapter(body["lora_name"])
-        self._adapters.discard(body["lora_name"])
+        with self._serving.use() as served:
+            served.engine.unload_adapter(body["lora_name"])
+            served.adapters.discard(body["lora_name"])
         return web.Response(text=f"Success: adapter {body['lora_name']} is gone.")
 
-    def _check_model(self, name: str) -> None:
-        if name != self._served.name and name not in self._adapters:
-            raise ModelNotFound(f"no model {name!r}; here is {self._served.name!r}", param="model")
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._served.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-
     async def _answer(
-        self, request: web.Request, asked: Asked, *, is_chat: bool
+        self, request: web.Request, served: Served, asked: Asked, *, is_chat: bool
     ) -> web.StreamResponse:
-        answer = Answer(asked, self._served.tokenizer, is_chat=is_chat)
-        async with self._outputs(asked) as outputs:
+        answer = Answer(asked, served.tokenizer, is_chat=is_chat)
+        async with self._outputs(served, asked) as outputs:
+            # Nothing is sent before: what fails here can still be answered by somebody else.
+            await outputs.wait_first()
             if asked.is_stream:
-                return await self._stream(request, asked, answer, outputs, is_chat=is_chat)
+                return await _stream(request, asked, answer, outputs, is_chat=is_chat)
             while not answer.is_over:
                 index, output = await outputs.get()
                 answer.take(index, output)
                 outputs.end_if(answer.choices[index].finish_reason, index)
-        failed = next((c.error for c in answer.choices if c.finish_reason == "error"), None)
-        if failed is not None:
-            raise EngineError(failed)
         return _json(answer.whole())
 
-    async def _stream(
-        self,
-        request: web.Request,
-        asked: Asked,
-        answer: Answer,
-        outputs: "_Outputs",
-        *,
-        is_chat: bool,
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        if is_chat:
-            chunks = [answer.first_chunk(index) for index in range(len(answer.choices))]
-            await _send(response, chunks)
-        shows_text = asked.tools.mode == "none"
-        while not answer.is_over:
-            index, output = await outputs.get()
-            choice = answer.choices[index]
-            num_before = len(choice.logprobs)
-            text = answer.take(index, output)
-            chunks: list[dict[str, Any]] = []
-            if shows_text and (text or len(choice.logprobs) > num_before):
-                chunks.append(answer.text_chunk(index, text, choice.logprobs[num_before:]))
-            if choice.finish_reason == "error":
-                message = choice.error or "the engine failed"
-                body = encode_error(message, kind="server_error", code="engine_error")
-                await response.write(data_event(body))
-                return response
-            if choice.finish_reason:
-                outputs.end_if(choice.finish_reason, index)
-                chunks += answer.end_chunks(index)
-            await _send(response, chunks)
-        if asked.wants_usage:
-            await _send(response, [answer.usage_chunk()])
-        await response.write(DONE_EVENT)
-        await response.write_eof()
-        return response
-
     @contextlib.asynccontextmanager
-    async def _outputs(self, asked: Asked) -> AsyncIterator["_Outputs"]:
+    async def _outputs(self, served: Served, asked: Asked) -> AsyncIterator["_Outputs"]:
         """Submit all choices; whatever happens, none of them runs on afterwards."""
-        adapter = None if asked.model == self._served.name else asked.model
-        outputs = _Outputs(self._served.engine)
+        adapter = None if asked.model == served.name else asked.model
+        outputs = _Outputs(served.engine)
         try:
             for index, (prompt, params) in enumerate(asked.choices):
                 outputs.submitted(
                     index,
-                    self._served.engine.submit(
+                    served.engine.submit(
                         prompt,
                         params,
                         outputs.listener(index),
@@ -237,6 +190,9 @@ class EdgeServer:
             yield outputs
         finally:
             outputs.cancel()
+            self._counters.answered(
+                outputs.num_tokens, outputs.decode_s, num_choices=len(asked.choices)
+            )
 
 
 class _Outputs:
@@ -244,13 +200,21 @@ class _Outputs:
 
     Args:
         engine: Where requests are cancelled.
+
+    Attributes:
+        num_tokens: Got so far.
+        decode_s: From the first to the last of them.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
+        self._first: tuple[int, Output] | None = None
         self._running: dict[int, int] = {}
+        self._started: float | None = None
+        self.num_tokens = 0
+        self.decode_s = 0.0
 
     def listener(self, index: int) -> Callable[[Output], None]:
         """Return what the engine calls for one choice."""
@@ -266,9 +230,34 @@ class _Outputs:
         """Remember a request."""
         self._running[index] = request_id
 
+    async def wait_first(self) -> None:
+        """Wait until there is something to tell.
+
+        Raises:
+            EngineError: The engine failed, or was closed.
+        """
+        self._first = await self.get()
+
     async def get(self) -> tuple[int, Output]:
-        """Return the next output, and which choice it is of."""
-        return await self._queue.get()
+        """Return the next output, and which choice it is of.
+
+        Raises:
+            EngineError: The engine failed, or was closed.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        index, output = await self._queue.get()
+        if output.finish_reason == "error":
+            raise EngineError(output.error or "the engine failed")
+        if output.finish_reason == "cancelled" and index in self._running:
+            # By nobody here.
+            raise EngineError("the engine was closed")
+        now = time.perf_counter()
+        self._started = self._started or now
+        self.decode_s = now - self._started
+        self.num_tokens += len(output.token_ids)
+        return index, output
 
     def end_if(self, reason: str | None, index: int) -> None:
         """Have the engine stop where a choice has its end: by a stop string it cannot know."""
@@ -279,6 +268,62 @@ class _Outputs:
         """Have the engine stop with what still runs."""
         for index in tuple(self._running):
             self.end_if("cancelled", index)
+
+
+async def _stream(
+    request: web.Request, asked: Asked, answer: Answer, outputs: _Outputs, *, is_chat: bool
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    if is_chat:
+        await _send(response, [answer.first_chunk(index) for index in range(len(answer.choices))])
+    try:
+        while not answer.is_over:
+            await _send(response, _next_chunks(answer, asked, *await outputs.get(), outputs))
+    except EngineError as error:
+        body = encode_error(error.message, kind="server_error", code=error.code)
+        await response.write(data_event(body))
+        return response
+    if asked.wants_usage:
+        await _send(response, [answer.usage_chunk()])
+    await response.write(DONE_EVENT)
+    await response.write_eof()
+    return response
+
+
+def _next_chunks(
+    answer: Answer, asked: Asked, index: int, output: Output, outputs: _Outputs
+) -> list[dict[str, Any]]:
+    """Return what is to be sent of an output."""
+    choice = answer.choices[index]
+    num_before = len(choice.logprobs)
+    text = answer.take(index, output)
+    chunks: list[dict[str, Any]] = []
+    shows_text = asked.tools.mode == "none"
+    if shows_text and (text or len(choice.logprobs) > num_before):
+        chunks.append(answer.text_chunk(index, text, choice.logprobs[num_before:]))
+    if choice.finish_reason:
+        outputs.end_if(choice.finish_reason, index)
+        chunks += answer.end_chunks(index)
+    return chunks
+
+
+def encoder_of(served: Served) -> Encode:
+    """Return what turns text into tokens."""
+
+    def encode(text: str, add_special_tokens: bool) -> list[int]:
+        return served.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    return encode
+
+
+def _check_model(served: Served, name: str) -> None:
+    if name != served.name and name not in served.adapters:
+        raise ModelNotFound(f"no model {name!r}; here is {served.name!r}", param="model")
+
+
+async def _say_who_served(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers.setdefault(SERVED_BY, "device")
 
 
 async def _adapter_body(request: web.Request) -> dict[str, str]:
@@ -300,23 +345,3 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(
         body=msgspec.json.encode(value), status=status, content_type="application/json"
     )
-
-
-@web.middleware
-async def _errors_as_bodies(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except MaasError as error:
-        is_ours = not isinstance(error, InvalidRequest | NotFound)
-        status = 500 if is_ours else 404 if isinstance(error, NotFound) else 400
-        kind = "server_error" if is_ours else "invalid_request_error"
-        param = error.context.get("param")
-        body = encode_error(error.message, kind=kind, code=error.code, param=param)
-        return web.Response(body=body, status=status, content_type="application/json")
-    except web.HTTPException as error:
-        body = encode_error(
-            f"{request.method} {request.path}: {error.reason}",
-            kind="invalid_request_error",
-            code="not_found" if error.status == 404 else "http_error",
-        )
-        return web.Response(body=body, status=error.status, content_type="application/json")

@@ -1,22 +1,24 @@
 """Starts a server on an unpacked bundle and keeps it until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 from tokenizers import Tokenizer
 
-from maas.core.errors import ConfigError
+from maas.core.errors import ConfigError, PortTaken
 from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.engine.core import OnnxEngine
 from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.server.app import EdgeServer, Served
+from maas.edge.runtime.server.app import EdgeServer
+from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import load_template
 
 log = logging.getLogger(__name__)
@@ -64,19 +66,39 @@ async def serve(served: Served, address: Address, on_ready: Callable[[int], None
         address: Where; port 0 takes a free one.
         on_ready: Told the port.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    stop = stop_when_told()
+    app = EdgeServer(Serving(served)).make_app()
+    async with listening(app, address) as port:
+        on_ready(port)
+        await stop.wait()
+        await asyncio.to_thread(served.engine.close)
+
+
+def stop_when_told() -> asyncio.Event:
+    """Return what is set by SIGINT or SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@contextlib.asynccontextmanager
+async def listening(app: web.Application, address: Address) -> AsyncIterator[int]:
+    """Answer requests; yield the port.
+
+    Raises:
+        PortTaken: Something else listens there.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     # Without it a client that leaves would have its answer computed to the end.
-    runner = web.AppRunner(
-        EdgeServer(served).make_app(), handler_cancellation=True, access_log=None
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, address.host, address.port)
-    await site.start()
-    on_ready(runner.addresses[0][1])
-    await stop.wait()
-    await asyncio.to_thread(served.engine.close)
-    await runner.cleanup()
+    try:
+        try:
+            await web.TCPSite(runner, address.host, address.port).start()
+        except OSError as error:
+            raise PortTaken(f"{address.host}:{address.port}: {error.strerror}") from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

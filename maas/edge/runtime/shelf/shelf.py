@@ -3,7 +3,8 @@
     home/
       parts/<sha256>          parts, each once, however many bundles have it
       parts/.<sha256>.new     what is being fetched; kept after a power cut, to go on from
-      bundles/<bundle id>/    hard links to its parts, with bundle.json and bundle.sig
+      bundles/<bundle id>/    hard links to its parts, with bundle.json and bundle.sig; one that
+                              is named by neither file below was fetched, and is not in use yet
       current, previous       each the id of a bundle; replaced in one step
       trusted_keys/<id>.pub   whose bundles are taken
 
@@ -12,7 +13,6 @@ at every moment it names a bundle that works, or the one before.
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -32,6 +32,7 @@ from maas.edge.runtime.bundle.manifest import (
     decode,
 )
 from maas.edge.runtime.bundle.signing import check_signature, key_id_of
+from maas.edge.runtime.disk import sync, write_whole
 from maas.edge.runtime.shelf.sources import HeadStream, Source
 
 KEEP_BUNDLES = 2
@@ -90,11 +91,15 @@ class Shelf:
         if len(key) != _KEY_DIGITS or not set(key) <= set("0123456789abcdef"):
             raise BundleRefused(f"not a public key: want {_KEY_DIGITS} hexadecimal digits")
         self._keys.mkdir(parents=True, exist_ok=True)
-        _write_whole(self._keys / f"{key_id_of(key)}.pub", key.encode())
+        write_whole(self._keys / f"{key_id_of(key)}.pub", key.encode())
 
     def current(self) -> Held | None:
         """Return the bundle in use."""
         return self._named("current")
+
+    def previous(self) -> Held | None:
+        """Return the bundle before."""
+        return self._named("previous")
 
     def held(self) -> list[Held]:
         """Return all bundles, the newest made first."""
@@ -118,23 +123,50 @@ class Shelf:
             AlreadyRunning: Another process changes the shelf.
         """
         with self._alone():
-            known = self.trusted()
-            head = read_head(HeadStream(source), known or None)
-            missing = [p for p in head.manifest.parts if not self._has(p)]
-            total = sum(part.size_bytes for part in missing)
-            check_disk(self._parts, need_bytes=total)
-            done = 0
-            for part in missing:
-                self._fetch(source, head, part, lambda size, done=done: report(done + size, total))
-                done += part.size_bytes
-            held = self._assemble(head)
-            if not known:
-                # Only now: a bundle that was refused introduces nobody.
-                self.trust(head.public_key)
-            self._switch(head.manifest.bundle_id)
+            pulled = self._pull(source, report)
+            self._switch(pulled.held.manifest.bundle_id)
             self._sweep()
-        reused = head.manifest.size_bytes - total
-        return Pulled(held, total, reused, None if known else head.public_key)
+        return pulled
+
+    def fetch(self, source: Source, report: Report = lambda _done, _all: None) -> Pulled:
+        """Fetch a bundle and check it, as ``pull`` does, and go on using the one in use.
+
+        Raises:
+            BundleRefused: It is not what its maker signed, or nobody trusted signed it.
+            SourceUnreachable: The source stopped; fetching again goes on from there.
+            DiskFull: No room for it.
+            AlreadyRunning: Another process changes the shelf.
+        """
+        with self._alone():
+            pulled = self._pull(source, report)
+            self._sweep(pulled.held.manifest.bundle_id)
+        return pulled
+
+    def find(self, bundle_id: str) -> Held | None:
+        """Return a bundle that is whole on the shelf, in use or not."""
+        folder = self._bundles / bundle_id
+        return self._open(bundle_id) if folder.is_dir() else None
+
+    def switch(self, bundle_id: str) -> Held:
+        """Use a bundle that is on the shelf; the one in use becomes the one before.
+
+        Raises:
+            NotFound: It is not here.
+            AlreadyRunning: Another process changes the shelf.
+        """
+        with self._alone():
+            held = self.find(bundle_id)
+            if held is None:
+                raise NotFound(f"bundle {bundle_id} is not on this device")
+            self._switch(bundle_id)
+            self._sweep()
+        return held
+
+    def use_none(self) -> None:
+        """Have no bundle in use; what is here stays until the next is fetched."""
+        with self._alone():
+            (self.home / "current").unlink(missing_ok=True)
+            sync(self.home)
 
     def roll_back(self) -> Held:
         """Switch to the bundle before; doing so twice comes back.
@@ -157,6 +189,23 @@ class Shelf:
         """
         verify_folder(held.folder, self.trusted() or None)
 
+    def _pull(self, source: Source, report: Report) -> Pulled:
+        known = self.trusted()
+        head = read_head(HeadStream(source), known or None)
+        missing = [part for part in head.manifest.parts if not self._has(part)]
+        total = sum(part.size_bytes for part in missing)
+        check_disk(self._parts, need_bytes=total)
+        done = 0
+        for part in missing:
+            self._fetch(source, head, part, lambda size, done=done: report(done + size, total))
+            done += part.size_bytes
+        held = self._assemble(head)
+        if not known:
+            # Only now: a bundle that was refused introduces nobody.
+            self.trust(head.public_key)
+        reused = head.manifest.size_bytes - total
+        return Pulled(held, total, reused, None if known else head.public_key)
+
     def _open(self, bundle_id: str) -> Held:
         folder = self._bundles / bundle_id
         return Held(folder, decode((folder / MANIFEST).read_bytes()))
@@ -166,7 +215,7 @@ class Shelf:
             bundle_id = (self.home / name).read_text().strip()
         except FileNotFoundError:
             return None
-        return self._open(bundle_id) if (self._bundles / bundle_id).is_dir() else None
+        return self.find(bundle_id)
 
     def _has(self, part: Part) -> bool:
         path = self._parts / part.sha256
@@ -198,7 +247,7 @@ class Shelf:
             new.unlink()
             raise BundleRefused(f"{part.path}: its bytes are not those the manifest names")
         new.replace(self._parts / part.sha256)
-        _sync(self._parts)
+        sync(self._parts)
 
     def _assemble(self, head: Head) -> Held:
         folder = self._bundles / head.manifest.bundle_id
@@ -220,27 +269,28 @@ class Shelf:
         except BundleRefused:
             shutil.rmtree(new)
             raise
-        _write_whole(new / SIGNATURE, head.signature)
-        _write_whole(new / MANIFEST, head.data)
+        write_whole(new / SIGNATURE, head.signature)
+        write_whole(new / MANIFEST, head.data)
         for path in (*(p for p in new.rglob("*") if p.is_dir()), new):
-            _sync(path)
+            sync(path)
         new.rename(folder)
-        _sync(self._bundles)
+        sync(self._bundles)
         return Held(folder, head.manifest)
 
     def _switch(self, bundle_id: str) -> None:
         current = self._named("current")
         if current is not None and current.manifest.bundle_id != bundle_id:
-            _write_whole(self.home / "previous", current.manifest.bundle_id.encode())
-        _write_whole(self.home / "current", bundle_id.encode())
+            write_whole(self.home / "previous", current.manifest.bundle_id.encode())
+        write_whole(self.home / "current", bundle_id.encode())
 
-    def _sweep(self) -> None:
-        """Remove bundles nobody switches to any more, and parts no bundle has."""
-        kept = {
-            held.manifest.bundle_id
-            for held in (self._named("current"), self._named("previous"))
-            if held is not None
-        }
+    def _sweep(self, *fetched: str) -> None:
+        """Remove bundles nobody switches to any more, and parts no bundle has.
+
+        Args:
+            fetched: Kept too: not switched to yet.
+        """
+        named = (self._named("current"), self._named("previous"))
+        kept = {*fetched, *(held.manifest.bundle_id for held in named if held is not None)}
         for path in self._bundles.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path)
@@ -294,22 +344,3 @@ def _link(source: Path, target: Path) -> None:
     except OSError:
         # Some file systems have no hard links.
         shutil.copyfile(source, target)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file in one step: it is the old one or the new one, whatever happens."""
-    new = path.with_name(f".{path.name}.{hashlib.sha256(data).hexdigest()[:8]}.new")
-    with new.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    new.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

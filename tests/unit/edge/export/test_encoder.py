@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from maas.core.errors import CapabilityMissing, InvalidRequest
+from maas.core.errors import CapabilityMissing, InvalidRequest, PromptTooLong
 from maas.edge.export.encoder import EmbeddingReceipt, make_encoder
 from maas.edge.export.finish import put_beside
 from maas.edge.export.spec import ExportSpec, QualityDemand
@@ -90,8 +90,10 @@ def test_embeddings_are_the_originals_whatever_stands_beside_them(made) -> None:
 
 def test_what_it_cannot_do_is_refused(made) -> None:
     engine = EmbedEngine(made[1], EngineOptions(num_threads=1))
-    with pytest.raises(InvalidRequest, match="want 1 to 64"):
+    with pytest.raises(PromptTooLong, match="the model reads 64"):
         engine.embed([[1] * 65])
+    with pytest.raises(InvalidRequest, match="empty"):
+        engine.embed([[]])
     with pytest.raises(CapabilityMissing, match="makes embeddings"):
         engine.submit([1], SamplingParams(1), lambda _: None)
 

@@ -9,6 +9,7 @@ CODE = """
 import json, sys, time
 started = time.perf_counter()
 import maas.edge.runtime.cli.main, maas.edge.runtime.server.__main__, maas.edge.runtime.bench
+import maas.edge.runtime.fleet.agent, maas.edge.runtime.fleet.trial
 print(json.dumps([sorted(sys.modules), time.perf_counter() - started]))
 """
 

@@ -1,0 +1,1 @@
+"""A device in a fleet: who it is, what it is told to run, what it tells of itself."""

@@ -1,0 +1,243 @@
+"""Requests that wait for the cloud, on the disk.
+
+    queue/<id>.request      what is to be sent; written once, before its client is answered
+    queue/<id>.answer       what came back; written once, then the request is not sent again
+
+Ids begin with a number that grows, which is the order they are sent in. A request without an
+answer is sent, whatever was cut off when; so it can be sent twice, where the power went between
+the gateway's answer and the disk.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from maas.core.errors import LimitExceeded, NotFound
+from maas.edge.runtime.disk import sync, write_whole
+
+log = logging.getLogger(__name__)
+
+Status = Literal["queued", "sending", "completed", "failed"]
+_REQUEST, _ANSWER = ".request", ".answer"
+
+
+class QueuedRequest(msgspec.Struct, frozen=True):
+    """What is to be sent; ``reason`` says why this device did not answer it."""
+
+    id: str
+    path: str
+    body: bytes
+    reason: str
+    created_at: int
+
+
+class QueuedAnswer(msgspec.Struct, frozen=True):
+    """What came back."""
+
+    status_code: int
+    body: bytes
+    request_id: str | None
+    finished_at: int
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much is kept.
+
+    Attributes:
+        max_requests: Waiting and answered.
+        max_bytes: Of both.
+        keep_answers_s: After that an answer goes.
+    """
+
+    max_requests: int = 1000
+    max_bytes: int = 64 << 20
+    keep_answers_s: float = 7 * 86400.0
+
+
+@dataclass
+class _Entry:
+    size_bytes: int
+    status: Status
+    finished_at: int = 0
+
+
+class OfflineQueue:
+    """Keeps requests and their answers. May be used from any thread.
+
+    Args:
+        folder: Where; made when it is needed.
+        limits: How much.
+        now: The clock, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        limits: QueueLimits | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._limits = limits or QueueLimits()
+        self._now = now
+        self._lock = threading.Lock()
+        self._entries = self._scan() if folder.is_dir() else dict[str, _Entry]()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no answer yet."""
+        with self._lock:
+            return sum(not entry.finished_at for entry in self._entries.values())
+
+    def put(self, path: str, body: bytes, reason: str) -> QueuedRequest:
+        """Keep a request; it is on the disk when this returns.
+
+        Raises:
+            LimitExceeded: There is no room for more.
+        """
+        with self._lock:
+            self._sweep(len(body))
+            last = max((_number(name) for name in self._entries), default=0)
+            request_id = f"queued-{last + 1:010d}{secrets.token_hex(4)}"
+            request = QueuedRequest(request_id, path, body, reason, int(self._now()))
+            data = msgspec.json.encode(request)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._folder / (request_id + _REQUEST), data, mode=0o600)
+            self._entries[request_id] = _Entry(len(data), "queued")
+            return request
+
+    def take(self) -> QueuedRequest | None:
+        """Return the oldest that has no answer, to be sent now."""
+        with self._lock:
+            for request_id in sorted(self._entries):
+                entry = self._entries[request_id]
+                if entry.status != "queued":
+                    continue
+                try:
+                    request = self._request(request_id)
+                except (OSError, msgspec.DecodeError):
+                    log.exception("%s cannot be read any more and is dropped", request_id)
+                    self._remove(request_id)
+                    continue
+                entry.status = "sending"
+                return request
+            return None
+
+    def put_back(self, request_id: str) -> None:
+        """Have a request wait again: it could not be sent."""
+        with self._lock:
+            if request_id in self._entries:
+                self._entries[request_id].status = "queued"
+
+    def answer(
+        self, request_id: str, status_code: int, body: bytes, upstream_id: str | None = None
+    ) -> None:
+        """Keep what came back; nothing where the request was deleted meanwhile."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None:
+                return
+            kept = QueuedAnswer(status_code, body, upstream_id, int(self._now()))
+            data = msgspec.json.encode(kept)
+            write_whole(self._folder / (request_id + _ANSWER), data, mode=0o600)
+            entry.size_bytes += len(data)
+            entry.status = _status_of(kept)
+            entry.finished_at = kept.finished_at
+
+    def get(self, request_id: str) -> tuple[QueuedRequest, Status, QueuedAnswer | None]:
+        """Return a request, how far it is, and its answer.
+
+        Raises:
+            NotFound: There is none with this id.
+        """
+        with self._lock:
+            entry = self._entry(request_id)
+            answer = self._answer(request_id) if entry.finished_at else None
+            return self._request(request_id), entry.status, answer
+
+    def ids(self) -> list[str]:
+        """Return all ids, in the order they came."""
+        with self._lock:
+            return sorted(self._entries)
+
+    def delete(self, request_id: str) -> None:
+        """Forget a request and its answer; one that waits is not sent.
+
+        Raises:
+            NotFound: There is none with this id.
+        """
+        with self._lock:
+            self._entry(request_id)
+            self._remove(request_id)
+
+    def _entry(self, request_id: str) -> _Entry:
+        if request_id not in self._entries:
+            raise NotFound(f"no queued request has the id {request_id!r}")
+        return self._entries[request_id]
+
+    def _remove(self, request_id: str) -> None:
+        # The request goes first: an answer alone is swept, a request alone would be sent again.
+        for ending in (_REQUEST, _ANSWER):
+            (self._folder / (request_id + ending)).unlink(missing_ok=True)
+            sync(self._folder)
+        del self._entries[request_id]
+
+    def _sweep(self, need_bytes: int) -> None:
+        """Drop answers whose time is over, and the oldest of the others while room is needed."""
+        oldest = self._now() - self._limits.keep_answers_s
+        for name in sorted(self._entries):
+            entry = self._entries[name]
+            if entry.finished_at and (entry.finished_at < oldest or self._is_full(need_bytes)):
+                self._remove(name)
+        if self._is_full(need_bytes):
+            raise LimitExceeded(
+                f"the offline queue is full: {len(self._entries)} requests wait for the cloud"
+            )
+
+    def _is_full(self, need_bytes: int) -> bool:
+        size = sum(entry.size_bytes for entry in self._entries.values())
+        limits = self._limits
+        return len(self._entries) >= limits.max_requests or size + need_bytes > limits.max_bytes
+
+    def _request(self, request_id: str) -> QueuedRequest:
+        data = (self._folder / (request_id + _REQUEST)).read_bytes()
+        return msgspec.json.decode(data, type=QueuedRequest)
+
+    def _answer(self, request_id: str) -> QueuedAnswer:
+        data = (self._folder / (request_id + _ANSWER)).read_bytes()
+        return msgspec.json.decode(data, type=QueuedAnswer)
+
+    def _scan(self) -> dict[str, _Entry]:
+        """Read what an earlier process left."""
+        found: dict[str, _Entry] = {}
+        for path in sorted(self._folder.glob(f"queued-*{_REQUEST}")):
+            answered = path.with_suffix(_ANSWER)
+            entry = _Entry(path.stat().st_size, "queued")
+            if answered.exists():
+                answer = self._answer(path.stem)
+                entry = _Entry(
+                    entry.size_bytes + answered.stat().st_size,
+                    _status_of(answer),
+                    answer.finished_at,
+                )
+            found[path.stem] = entry
+        for path in self._folder.iterdir():
+            if path.stem not in found:
+                # Of a deleted request, or half written: its client was told nothing.
+                path.unlink()
+        return found
+
+
+def _number(request_id: str) -> int:
+    return int(request_id.removeprefix("queued-")[:10])
+
+
+def _status_of(answer: QueuedAnswer) -> Status:
+    return "completed" if answer.status_code < 400 else "failed"
