@@ -53,12 +53,14 @@ class Served:
         engine: Computes.
         tokenizer: The model's.
         template: Of its chats.
+        adapters: Names of the adapters that answer from the start.
     """
 
     name: str
     engine: Engine
     tokenizer: Tokenizer
     template: ChatTemplate
+    adapters: tuple[str, ...] = ()
 
 
 class EdgeServer:
@@ -70,7 +72,7 @@ class EdgeServer:
 
     def __init__(self, served: Served) -> None:
         self._served = served
-        self._adapters: set[str] = set()
+        self._adapters = set(served.adapters)
 
     def make_app(self) -> web.Application:
         """Return the application."""

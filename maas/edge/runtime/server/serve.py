@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from aiohttp import web
 from tokenizers import Tokenizer
 
 from maas.core.errors import ConfigError
+from maas.edge.runtime.bundle.manifest import Adapter
 from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.engine.core import OnnxEngine
 from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
@@ -42,18 +43,31 @@ def open_engine(folder: Path, options: EngineOptions) -> Engine:
     return EmbedEngine(folder, options) if is_embedding(folder) else OnnxEngine(folder, options)
 
 
-def open_served(folder: Path, name: str, options: EngineOptions) -> Served:
+def open_served(
+    folder: Path, name: str, options: EngineOptions, adapters: Sequence[Adapter] = ()
+) -> Served:
     """Open all that a server answers with.
+
+    Args:
+        folder: The unpacked bundle.
+        name: Of its model on the wire.
+        options: Sizes and habits of the engine.
+        adapters: Of the bundle; each answers under its name.
 
     Raises:
         ConfigError: The folder is no unpacked bundle.
+        EngineError: An adapter does not fit its model.
     """
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         # Its exceptions share no base but this one.
         raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
-    return Served(name, open_engine(folder, options), tokenizer, load_template(folder))
+    engine = open_engine(folder, options)
+    for adapter in adapters:
+        engine.load_adapter(adapter.name, folder / adapter.folder)
+    names = tuple(adapter.name for adapter in adapters)
+    return Served(name, engine, tokenizer, load_template(folder), names)
 
 
 async def serve(served: Served, address: Address, on_ready: Callable[[int], None]) -> None:
