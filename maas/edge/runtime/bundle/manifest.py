@@ -16,6 +16,7 @@ MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
 ADAPTERS, ADAPTER_FILE = "adapters", "adapter.onnx_adapter"
 ADAPTER_NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MAX_ADAPTERS = 32
+_MAX_ADAPTER_NAME = 64
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_PARTS = 512
 MAX_PART_BYTES = 1 << 40
@@ -82,6 +83,12 @@ def canonical(value: Any) -> bytes:
     return json.dumps(
         value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     ).encode()
+
+
+def device_name(text: str) -> str:
+    """Return the name of an adapter that is nearest to some text."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    return plain[-_MAX_ADAPTER_NAME:].lstrip("-._") or "adapter"
 
 
 def with_id(manifest: Manifest) -> Manifest:
