@@ -111,6 +111,15 @@ class ExportRepository:
             rows = session.scalars(wanted.order_by(ExportRow.created_at, ExportRow.id))
             return tuple(export_of(row) for row in rows)
 
+    def is_current(self, export_id: str, attempt: int) -> bool | None:
+        """Return whether an attempt is the newest at an export that is not over.
+
+        None where there is no such export.
+        """
+        with self._database.read() as session:
+            row = session.get(ExportRow, export_id)
+            return None if row is None else row.attempt == attempt and row.status not in _OVER
+
     def count_unfinished(self, project_id: str) -> int:
         """Return how many of a project's exports are not over."""
         wanted = select(func.count()).select_from(ExportRow)

@@ -85,7 +85,11 @@ class BundleMaker:
         Raises:
             MaasError: It failed.
         """
-        folder = self.settings.home / SCRATCH / f"{export.id}-{export.attempt}"
+        scratch = self.settings.home / SCRATCH
+        folder = scratch / f"{export.id}-{export.attempt}"
+        for earlier in scratch.glob(f"{export.id}-*"):
+            # Its runner is dead: this one took the export from it.
+            shutil.rmtree(earlier, ignore_errors=True)
         try:
             work.report({"phase": "weights", "percent": 0, "message": "preparing the weights"})
             spec = self._spec(export, folder)
@@ -94,7 +98,7 @@ class BundleMaker:
             result = self.run(
                 spec,
                 lambda progress: work.report(progress.model_dump()),
-                on_start=lambda child: work.end_with(child.kill),
+                on_start=work.end_with,
             )
             if work.is_stopped:
                 raise EngineError("the export was stopped")
