@@ -134,7 +134,7 @@ def site(store_url: str, tmp_path: Path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("store_url", "num_kills"),
-    [("sqlite", 1), pytest.param("postgres", 15, marks=pytest.mark.slow)],
+    [("sqlite", 1), pytest.param("postgres", 5, marks=pytest.mark.slow)],
     indirect=["store_url"],
 )
 def test_export_whose_controller_is_killed_at_random_ends_once_and_is_charged_once(
