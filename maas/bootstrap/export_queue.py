@@ -6,6 +6,9 @@ from maas.bootstrap.store import Store
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
+from maas.edge.export.charges import ExportLedger
+from maas.ledger.books import Books
+from maas.ledger.tariff import Tariff
 from maas.serving.exports.maker import BundleMaker
 from maas.serving.exports.queue import ExportQueue
 from maas.store.blobs import open_blobs
@@ -27,4 +30,6 @@ def make_export_queue(settings: Settings, store: Store) -> ExportQueue:
         probe=partial(probe_machine, settings.weights_dir),
         num_training=num_training,
     )
-    return ExportQueue(ExportRepository(store.database, store.clock), maker, clock=store.clock)
+    database, clock = store.database, store.clock
+    ledger = ExportLedger(database, clock, Books(database, clock), Tariff(database, clock))
+    return ExportQueue(ExportRepository(database, clock), maker, clock=clock, ends=ledger)

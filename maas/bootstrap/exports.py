@@ -8,19 +8,24 @@ from pathlib import Path
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
+from maas.core.errors import ConfigError
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export
 from maas.edge.export.spec import (
+    AdapterMode,
     ExportResult,
     ExportSpec,
     Precision,
     Progress,
     QualityDemand,
+    RuntimeAdapter,
     ShrinkDemand,
     Target,
 )
 from maas.edge.export.start import run_export
+from maas.edge.runtime.bundle.manifest import MAX_ADAPTERS, device_name
 from maas.engines.prepare import prepare_model
+from maas.finetune.adapter_files import describe_adapter
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class ExportDemand:
 
     quality: QualityDemand = field(default_factory=QualityDemand)
     shrink: ShrinkDemand | None = None
+    adapter_mode: AdapterMode = "merge"
+    adapters: tuple[Path, ...] = ()
+    """PEFT folders: one that is merged, or several that are chosen at run time."""
 
 
 def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by keyword
@@ -46,10 +54,12 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
     Raises:
         ModelNotFound: No card has this id.
         DoesNotFit: It would run out of memory.
+        AdapterRefused: An adapter is none, or does not fit.
         BundleRefused: The bundle keeps too little of the original.
     """
     card = load_catalog(settings.models_dir).get_card(model_id)
     check_export(card, probe_machine(settings.weights_dir).memory_available_bytes)
+    adapters = _adapters(demand)
     report(Progress(phase="weights", percent=0, message="preparing the weights"))
     prepared = prepare_model(
         card,
@@ -59,10 +69,14 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         allow_pickle=settings.allow_pickle,
         access=source_access(settings),
     )
+    is_merged = demand.adapter_mode == "merge" and bool(adapters)
+    lineage = {"source": prepared.manifest.source, "commit": prepared.manifest.commit}
     spec = ExportSpec(
         model_id=card.id,
         base_model_id=card.id,
         model_dir=prepared.model_dir,
+        adapter_dir=adapters[0].folder if is_merged else None,
+        adapters=() if is_merged else adapters,
         target=target,
         precision=precision,
         name=f"{card.id}-{precision}",
@@ -73,9 +87,34 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         max_model_len=card.context,
         tool_call_parser=card.tool_call_parser,
         licence=card.licence.model_dump(mode="json"),
-        lineage={"source": prepared.manifest.source, "commit": prepared.manifest.commit},
+        lineage={**lineage, **(adapters[0].lineage if is_merged else {})},
         quality=demand.quality,
         shrink=demand.shrink,
         created_at=float(int(time.time())),
     )
     return run_export(spec, report)
+
+
+def _adapters(demand: ExportDemand) -> tuple[RuntimeAdapter, ...]:
+    """Return adapters, checked, under the names of their folders.
+
+    Raises:
+        AdapterRefused: One is none.
+        ConfigError: They do not go together.
+    """
+    num = len(demand.adapters)
+    if demand.adapter_mode == "merge" and num > 1:
+        raise ConfigError("--adapter-mode merge takes one --adapter; runtime takes several")
+    if demand.adapter_mode == "runtime" and not 0 < num <= MAX_ADAPTERS:
+        raise ConfigError(f"--adapter-mode runtime takes 1 to {MAX_ADAPTERS} adapters")
+    found = {device_name(folder.resolve().name): folder for folder in demand.adapters}
+    if len({name.casefold() for name in found}) < num:
+        raise ConfigError("two adapters would have the same name: rename their folders")
+    return tuple(
+        RuntimeAdapter(
+            name=name,
+            folder=folder.absolute(),
+            lineage={"adapter_sha256": describe_adapter(folder).id},
+        )
+        for name, folder in found.items()
+    )

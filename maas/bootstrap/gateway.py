@@ -21,6 +21,7 @@ from maas.catalog.card import Modality
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Machine, probe_machine
 from maas.core.settings import Settings
+from maas.edge.export.charges import ExportLedger
 from maas.engines.contract import EngineCapabilities, for_model
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
@@ -113,7 +114,9 @@ def _workshop(settings: Settings, store: Store, ledger: Ledger, sealing: Sealing
         exports=Exports(
             database=store.database,
             exports=ExportRepository(store.database, store.clock),
+            ledger=ExportLedger(store.database, store.clock, books, ledger.tariff),
             tuned_models=store.tuned_models,
+            aliases=store.aliases,
             cards=cards,
             machine=partial(_machine, settings),
             max_unfinished=settings.finetune.max_unfinished_jobs,

@@ -7,13 +7,15 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.core.settings import Settings
 from maas.finetune.recipe import load_recipes
-from maas.serving.exports.sweeper import BundleSweeper
+from maas.serving.exports.maker import SCRATCH
+from maas.serving.exports.sweeper import BundleSweeper, ScratchSweeper
 from maas.serving.jobs.queue import JobQueue, Runners
 from maas.serving.jobs.room import Room
 from maas.serving.jobs.sweeper import AdapterSweeper, RunSweeper, WeightsSweeper
 from maas.serving.jobs.tools import Tools, end_job, open_tools
 from maas.store.adapter_removal import AdapterRemoval
 from maas.store.bundles import BundleRepository
+from maas.store.exports import ExportRepository
 from maas.store.job_records import Job, JobChange
 from maas.store.records import Priority
 
@@ -85,10 +87,12 @@ def make_queue(settings: Settings, runners: Runners, free_gpus: Callable[[], int
 def make_sweeps(settings: Settings) -> tuple[Callable[[], None], ...]:
     """Put together what takes away what jobs, and models that were deleted, leave behind."""
     tools = open_tools(settings)
+    exports = ExportRepository(tools.database, tools.clock)
     removal = AdapterRemoval(tools.database, tools.clock)
     return (
         RunSweeper(tools.jobs, settings.jobs_dir).sweep,
         WeightsSweeper(tools.tuned_models, tools.blobs, settings.tuned_weights_dir).sweep,
         AdapterSweeper(removal, tools.blobs, settings.adapters_dir).sweep,
         BundleSweeper(BundleRepository(tools.database, tools.clock), tools.blobs).sweep,
+        ScratchSweeper(exports, settings.home / SCRATCH).sweep,
     )

@@ -15,6 +15,7 @@ _AMOUNTS = (
     "training_per_million",
     "gpu_second",
     "storage_gib_month",
+    "export_second",
 )
 
 

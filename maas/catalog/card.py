@@ -92,6 +92,8 @@ class Price(_Part):
     """One accelerator for one second."""
     storage_gib_month: Annotated[Decimal, Field(ge=0)] = Decimal(0)
     """A gibibyte kept for 30 days."""
+    export_second: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    """One second of work on an export."""
     off_peak_factor: Annotated[Decimal, Field(ge=0, le=1)] = Decimal(1)
     """What prices are multiplied by in the off-peak hours."""
     off_peak_hours: (

@@ -1,5 +1,7 @@
 """``maas export``: from a model to a verified bundle for a device, in one call."""
 
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -15,11 +17,44 @@ from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
 from maas.cli.exports import download, export_there
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError, Unavailable
-from maas.edge.export.spec import Precision, Progress, QualityDemand, ShrinkDemand, Target
+from maas.edge.export.spec import (
+    AdapterMode,
+    Precision,
+    Progress,
+    QualityDemand,
+    ShrinkDemand,
+    Target,
+)
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
+_MODES: dict[str, AdapterMode] = {name: name for name in get_args(AdapterMode)}
+Report = Callable[[Progress], None]
 _PARTS = ("prefill", "decode")
 _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the flags ask for; ``adapters`` as they were given, names or folders."""
+
+    model: str
+    target: Target
+    precision: Precision
+    demand: ExportDemand
+    adapters: tuple[str, ...]
+
+    def body(self) -> dict[str, Any]:
+        """Return it as the API takes it."""
+        demand = self.demand
+        return {
+            "model": self.model,
+            "target": self.target,
+            "precision": self.precision,
+            "adapter_mode": demand.adapter_mode,
+            "adapters": self.adapters,
+            "shrink": None if demand.shrink is None else demand.shrink.model_dump(mode="json"),
+            "quality": demand.quality.model_dump(),
+        }
 
 
 def export(  # noqa: PLR0913 - one a flag
@@ -27,6 +62,11 @@ def export(  # noqa: PLR0913 - one a flag
     out: Annotated[Path, typer.Option(help="File to write, by custom *.maas.")],
     target: Annotated[str, typer.Option(help=", ".join(_TARGETS))] = "cpu",
     precision: Annotated[str, typer.Option(help=", ".join(_PRECISIONS))] = "int4",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="Tuned model or alias of the project, or a PEFT folder; may repeat."),
+    ] = None,
+    adapter_mode: Annotated[str, typer.Option(help=", ".join(_MODES))] = "merge",
     min_score: Annotated[
         float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
     ] = 80.0,
@@ -40,17 +80,22 @@ def export(  # noqa: PLR0913 - one a flag
     as_json: JsonFlag = False,
 ) -> None:
     """Quantise a model, prove it against the original, and pack it into one signed file."""
-    if target not in _TARGETS:
-        raise ConfigError(f"--target {target}: want {', '.join(_TARGETS)}", param="target")
-    if precision not in _PRECISIONS:
-        raise ConfigError(
-            f"--precision {precision}: want {', '.join(_PRECISIONS)}", param="precision"
-        )
+    _check_one_of("target", target, _TARGETS)
+    _check_one_of("precision", precision, _PRECISIONS)
+    _check_one_of("adapter-mode", adapter_mode, _MODES)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
     shrink = None
     if target_parameters is not None:
         shrink = ShrinkDemand(target_parameters=target_parameters, recover_s=recover_s)
+    quality = QualityDemand(min_score_percent=min_score, force=force)
+    wanted = _Wanted(
+        model,
+        _TARGETS[target],
+        _PRECISIONS[precision],
+        ExportDemand(quality, shrink, _MODES[adapter_mode], _folders(adapter or [], url)),
+        tuple(adapter or ()),
+    )
     with _bar(is_quiet=as_json) as bar:
         task = bar.add_task("starting", total=100)
 
@@ -58,35 +103,58 @@ def export(  # noqa: PLR0913 - one a flag
             what = progress.message or progress.phase
             bar.update(task, completed=progress.percent, description=what)
 
-        body = {
-            "model": model,
-            "target": _TARGETS[target],
-            "precision": _PRECISIONS[precision],
-            "quality": {"min_score_percent": min_score, "force": force},
-        }
-        # The platform prunes nothing: that is done here.
-        client = _platform(url, key) if shrink is None else None
-        if client is None:
-            result = export_here(
-                resolve_settings(),
-                model,
-                target=_TARGETS[target],
-                precision=_PRECISIONS[precision],
-                demand=ExportDemand(
-                    quality=QualityDemand(min_score_percent=min_score, force=force),
-                    shrink=shrink,
-                ),
-                out=out,
-                report=report,
-            )
-            manifest = result.manifest
-        else:
-            bundle = export_there(client, body, report)
-            manifest = bundle["manifest"]
-            report(Progress(phase="downloading", percent=99, message="downloading"))
-            download(client.source(f"/bundles/{bundle['id']}/content"), bundle, out)
+        # The platform has no folder of this machine: those are exported here.
+        client = None if wanted.demand.adapters else _platform(url, key)
+        manifest = (
+            _made_here(wanted, out, report)
+            if client is None
+            else _made_there(wanted, client, out, report)
+        )
     shown = _shown(manifest, out)
     emit(shown, as_json=as_json, render=lambda console: _render(console, shown))
+
+
+def _made_here(wanted: _Wanted, out: Path, report: Report) -> dict[str, Any]:
+    if wanted.adapters and not wanted.demand.adapters:
+        raise ConfigError(f"--adapter {wanted.adapters[0]}: no folder, and no platform answers")
+    return export_here(
+        resolve_settings(),
+        wanted.model,
+        target=wanted.target,
+        precision=wanted.precision,
+        demand=wanted.demand,
+        out=out,
+        report=report,
+    ).manifest
+
+
+def _made_there(
+    wanted: _Wanted, client: GatewayClient, out: Path, report: Report
+) -> dict[str, Any]:
+    bundle = export_there(client, wanted.body(), report)
+    report(Progress(phase="downloading", percent=99, message="downloading"))
+    download(client.source(f"/bundles/{bundle['id']}/content"), bundle, out)
+    return bundle["manifest"]
+
+
+def _check_one_of(name: str, given: str, offered: Collection[str]) -> None:
+    if given not in offered:
+        raise ConfigError(f"--{name} {given}: want {', '.join(offered)}", param=name)
+
+
+def _folders(adapters: Sequence[str], url: str | None) -> tuple[Path, ...]:
+    """Return the adapters that are folders here: all of them, or none.
+
+    Raises:
+        ConfigError: Some are, and others are not, or a platform was named.
+    """
+    folders = tuple(Path(name) for name in adapters if Path(name).is_dir())
+    if folders and (len(folders) < len(adapters) or url is not None):
+        raise ConfigError(
+            f"--adapter {folders[0]}: a folder is exported here, without the platform; name all "
+            "adapters so, or bring it to the platform first: POST /v1/adapters"
+        )
+    return folders
 
 
 def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def _show(export: dict[str, Any], *, as_json: bool) -> None:
         table = Table(show_header=False, box=None)
         for name in ("id", "model", "target", "precision", "status", "bundle_id"):
             table.add_row(name, str(export[name] or ""))
+        estimate = export["estimate"]
+        if "max_cost" in estimate:
+            most = f"{estimate['cost']} to {estimate['max_cost']} {estimate['currency']}"
+            table.add_row("estimate", f"{estimate['seconds']:.0f} s, {most}")
+        table.add_row("used", f"{export['used_seconds']:.0f} s")
         if export["error"]:
             table.add_row("error", str(export["error"]["message"]))
         console.print(table)

@@ -149,6 +149,7 @@ def set_price(  # noqa: PLR0913 - a command line has as many options as it has
     storage_gib_month: Annotated[
         str | None, typer.Option("--storage", help="A gibibyte kept for 30 days.")
     ] = None,
+    export_second: Annotated[str | None, typer.Option(help="An export, one second.")] = None,
     off_peak_factor: Annotated[
         str | None, typer.Option(help="What prices are multiplied by off-peak, 0 to 1.")
     ] = None,
@@ -167,6 +168,7 @@ def set_price(  # noqa: PLR0913 - a command line has as many options as it has
         "training_per_million": training_per_million,
         "gpu_second": gpu_second,
         "storage_gib_month": storage_gib_month,
+        "export_second": export_second,
     }
     changes: dict[str, Any] = {
         name: _amount(text, f"--{_option_of(name)}")

@@ -106,13 +106,16 @@ def _write_csv(rows: list[UsageRow], groups: tuple[str, ...]) -> None:
 
 
 def _draw(console: Console, rows: list[UsageRow], groups: tuple[str, ...]) -> None:
-    table = Table("from (UTC)", *groups, "requests", "input", "cached", "output", "trained", "cost")
+    table = Table(
+        "from (UTC)", *groups, "requests", "input", "cached", "output", "trained", "exports", "cost"
+    )
     for row in rows:
         counts = row.counts
         table.add_row(
             time.strftime("%Y-%m-%d %H:%M", time.gmtime(row.start)),
             *row.groups.values(),
             *(f"{counts[name]:,}" for name in _DRAWN),
+            f"{counts['export_milliseconds'] / 1000:,.0f} s",
             f"{row.amount:f} {row.currency}",
         )
     console.print(table)

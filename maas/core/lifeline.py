@@ -13,12 +13,19 @@ import threading
 LIFELINE_FLAG = "--lifeline"
 
 
-def end_with_parent() -> None:
-    """Ask this process to stop (SIGTERM) as soon as its standard input closes."""
+def end_with_parent(*, with_group: bool = False) -> None:
+    """Ask this process to stop (SIGTERM) as soon as its standard input closes.
+
+    Args:
+        with_group: The processes of its group too: those it started, where it leads one.
+    """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        if with_group:
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()

@@ -12,21 +12,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import select
-
 from maas.core.clock import Clock
-from maas.core.errors import BudgetExceeded, MaasError, NotFound, Unavailable
-from maas.ledger.books import Books, Want
-from maas.ledger.caps import Cap, Metric, caps_of, subject_of, subjects_of
+from maas.ledger.books import Books
 from maas.ledger.entries import Entry, Exactness, Payer
+from maas.ledger.holds import Holds
 from maas.ledger.prices import Quantity
 from maas.ledger.tariff import Tariff
-from maas.store import limits
 from maas.store.database import Database
 from maas.store.job_records import Job, JobChange, JobStatus
 from maas.store.jobs import JobRepository
-from maas.store.money import from_nanos, to_nanos
-from maas.store.tenancy_tables import LimitRow, ProjectRow
 
 ENDPOINT = "/v1/fine_tuning/jobs"
 TIER = "default"
@@ -75,6 +69,7 @@ class TrainingLedger:
         self._clock = clock
         self._jobs = JobRepository(database, clock)
         self._books = books
+        self._holds = Holds(database, books)
         self._tariff = tariff
 
     def quote(self, job: Job, num_tokens: int, *, seconds: float | None = None) -> Quote:
@@ -94,25 +89,19 @@ class TrainingLedger:
             Unavailable: It has enough, but others hold it for requests just now.
             Superseded: The job ended, or is another runner's: what it held nobody would give back.
         """
-        nanos = to_nanos(quote.cost)
         with self._database.together():
             self._jobs.write(job.id, job.attempt)
             if self._books.position_of(_spender_of(job)) is not None:
                 return
             self._jobs.write(job.id, job.attempt, JobChange(estimate=quote.plain()))
-            self._books.open(_spender_of(job))
-            if not nanos:
-                return
-            wants = [
-                Want(cap, cap.window(quote.at), need=nanos, wish=nanos, is_exact=True)
-                for cap in self._budgets(job)
-            ]
-            granted = self._books.grant(_spender_of(job), wants)
-            used = self._books.used([want.window.key for want in wants])
-            for want, got in zip(wants, granted, strict=True):
-                if not got.amount:
-                    # Rolls all of it back.
-                    raise _refusal(want, used.get(want.window.key, 0))
+            self._holds.hold(
+                _spender_of(job),
+                self._payer(job),
+                job.base_model_id,
+                cost=quote.cost,
+                at=quote.at,
+                what="training",
+            )
 
     def settle(self, job: Job) -> bool:
         """Charge a job that is over, once, and give back what it holds.
@@ -146,44 +135,7 @@ class TrainingLedger:
         )
 
     def _payer(self, job: Job) -> Payer:
-        with self._database.read() as session:
-            project = session.get(ProjectRow, job.project_id)
-            if project is None:
-                raise NotFound(f"no project has the id {job.project_id!r}")
-            return Payer(project.organization_id, job.project_id, job.key_id)
-
-    def _budgets(self, job: Job) -> list[Cap]:
-        payer = self._payer(job)
-        subjects = subjects_of(
-            organization_id=payer.organization_id,
-            project_id=payer.project_id,
-            key_id=payer.key_id,
-            model=job.base_model_id,
-        )
-        with self._database.read() as session:
-            records = [limits.record_of(row) for row in session.scalars(select(LimitRow))]
-        set_for = {
-            subject_of(limit.scope.value, limit.scope_id, limit.model): limit for limit in records
-        }
-        return [
-            cap
-            for subject in subjects
-            if subject in set_for
-            for cap in caps_of(set_for[subject], subject)
-            if cap.metric is Metric.MONTHLY_BUDGET
-        ]
-
-
-def _refusal(want: Want, used: int) -> MaasError:
-    left = want.cap.amount - used
-    if left >= want.need:
-        return Unavailable(f"{want.cap.name}: others hold it for requests just now")
-    return BudgetExceeded(
-        f"{want.cap.name}: training can cost {from_nanos(want.need)} and "
-        f"{from_nanos(max(left, 0))} is left",
-        limit=want.cap.name,
-        is_lasting=True,
-    )
+        return self._holds.payer_of(job.project_id, job.key_id)
 
 
 def _spender_of(job: Job) -> str:

@@ -431,6 +431,7 @@ def _row_of(entry: Entry) -> tuple[str | int | float, ...]:
         entry.training_tokens,
         entry.gpu_milliseconds,
         entry.storage_mib_hours,
+        entry.export_milliseconds,
         entry.price_id,
         entry.currency,
         to_nanos(entry.amount),

@@ -78,6 +78,7 @@ class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
     training_tokens: int = 0
     gpu_milliseconds: int = 0
     storage_mib_hours: int = 0
+    export_milliseconds: int = 0
 
     @property
     def num_tokens(self) -> int:

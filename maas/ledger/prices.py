@@ -27,6 +27,7 @@ class Rates:
         training_per_million: Tokens trained on, epochs counted.
         gpu_second: One accelerator for one second.
         storage_gib_month: A gibibyte kept for 30 days.
+        export_second: One second of work on an export.
         off_peak_factor: What everything is multiplied by in the off-peak hours.
         off_peak_hours: First and last-but-one hour, UTC; may pass midnight; none: never.
     """
@@ -37,6 +38,7 @@ class Rates:
     training_per_million: Decimal = Decimal(0)
     gpu_second: Decimal = Decimal(0)
     storage_gib_month: Decimal = Decimal(0)
+    export_second: Decimal = Decimal(0)
     off_peak_factor: Decimal = Decimal(1)
     off_peak_hours: tuple[int, int] | None = None
 
@@ -56,6 +58,7 @@ class Quantity(msgspec.Struct, frozen=True):
     training_tokens: int = 0
     gpu_milliseconds: int = 0
     storage_mib_hours: int = 0
+    export_milliseconds: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -115,10 +118,12 @@ class Price:
             + used.cached_tokens * cached
             + used.output_tokens * output
         )
-        if used.training_tokens or used.gpu_milliseconds or used.storage_mib_hours:
+        is_work = used.training_tokens or used.gpu_milliseconds or used.export_milliseconds
+        if is_work or used.storage_mib_hours:
             total += (
                 used.training_tokens * training
                 + used.gpu_milliseconds * self.rates.gpu_second / MILLISECONDS
+                + used.export_milliseconds * self.rates.export_second / MILLISECONDS
                 + used.storage_mib_hours * self.rates.storage_gib_month / MIB_HOURS
             )
         return from_nanos(to_nanos(total * self.factor(at)))

@@ -62,4 +62,5 @@ def entry_of(
         training_tokens=quantity.training_tokens,
         gpu_milliseconds=quantity.gpu_milliseconds,
         storage_mib_hours=quantity.storage_mib_hours,
+        export_milliseconds=quantity.export_milliseconds,
     )

@@ -40,9 +40,9 @@ class Tariff:
             num_new = 0
             for model_id, tier, currency, rates in prices:
                 known = latest.get((model_id, tier, _CARD))
-                plain = _plain(rates)
-                if known is None or (known.currency, known.rates) != (currency, plain):
-                    self._add(session, model_id, tier, _CARD, currency, plain)
+                # A rate that an older version did not know is one of nothing.
+                if known is None or (known.currency, _rates_of(known.rates)) != (currency, rates):
+                    self._add(session, model_id, tier, _CARD, currency, _plain(rates))
                     num_new += 1
             if num_new:
                 _check_currency(session)

@@ -24,6 +24,7 @@ COUNTS = (
     "training_tokens",
     "gpu_milliseconds",
     "storage_mib_hours",
+    "export_milliseconds",
 )
 GROUPS = {
     "organization_id": JournalRow.organization_id,

@@ -36,7 +36,7 @@ class ExportRow(Base):
     __audit__: ClassVar[str | None] = "export"
     # What a runner saw is no change of the control plane; status is.
     __audit_ignored__: ClassVar[frozenset[str]] = frozenset(
-        {"attempt", "runner_seen_at", "num_failures", "retry_at", "progress", "estimate"}
+        {"attempt", "runner_seen_at", "num_failures", "retry_at", "progress", "estimate", "used_s"}
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
@@ -48,12 +48,16 @@ class ExportRow(Base):
     name: Mapped[str]
     target: Mapped[str]
     precision: Mapped[str]
+    adapter_mode: Mapped[str]
+    adapters: Mapped[dict[str, Any]]
+    shrink: Mapped[dict[str, Any] | None]
     quality: Mapped[dict[str, Any]]
     labels: Mapped[dict[str, Any]]
     estimate: Mapped[dict[str, Any]]
     status: Mapped[str] = mapped_column(index=True)
     attempt: Mapped[int]
     runner_seen_at: Mapped[float | None]
+    used_s: Mapped[float]
     num_failures: Mapped[int]
     retry_at: Mapped[float | None]
     started_at: Mapped[float | None]

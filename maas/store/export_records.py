@@ -27,6 +27,9 @@ class NewExport:
 
     Attributes:
         quality: What the bundle must keep of the original.
+        adapter_mode: Whether tuned weights are merged, or stay what they are.
+        adapters: Tuned models chosen at run time, by their names on the device.
+        shrink: What the model should lose first.
         estimate: Memory, disk, time and cost, as they were shown.
     """
 
@@ -39,13 +42,20 @@ class NewExport:
     target: str
     precision: str
     quality: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    adapter_mode: str = "merge"
+    adapters: Mapping[str, str] = field(default_factory=dict[str, str])
+    shrink: Mapping[str, Any] | None = None
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     estimate: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export as it is now."""
+    """An export as it is now.
+
+    Attributes:
+        used_s: Seconds that its last runner was seen at work.
+    """
 
     id: str
     project_id: str
@@ -57,12 +67,16 @@ class Export:
     name: str
     target: str
     precision: str
+    adapter_mode: str
+    adapters: Mapping[str, str]
+    shrink: Mapping[str, Any] | None
     quality: Mapping[str, Any]
     labels: Mapping[str, str]
     estimate: Mapping[str, Any]
     status: ExportStatus
     attempt: int
     runner_seen_at: float | None
+    used_s: float
     num_failures: int
     retry_at: float | None
     started_at: float | None

@@ -32,6 +32,8 @@ from maas.store.webhooks import enqueue_for_project
 
 _MAX_MESSAGE = 4096
 _TICK_S = 1e-5
+# Runners say every second that they live; one that is not heard of for longer may be dead.
+_MAX_UNSEEN_S = 5.0
 _OVER = [status.value for status in OVER]
 
 
@@ -55,11 +57,15 @@ class ExportRepository:
             name=new.name,
             target=new.target,
             precision=new.precision,
+            adapter_mode=new.adapter_mode,
+            adapters=dict(new.adapters),
+            shrink=None if new.shrink is None else dict(new.shrink),
             quality=dict(new.quality),
             labels=dict(new.labels),
             estimate=dict(new.estimate),
             status=ExportStatus.QUEUED.value,
             attempt=0,
+            used_s=0.0,
             num_failures=0,
         )
         with self._database.write(bump_revision=False) as session:
@@ -105,6 +111,15 @@ class ExportRepository:
             rows = session.scalars(wanted.order_by(ExportRow.created_at, ExportRow.id))
             return tuple(export_of(row) for row in rows)
 
+    def is_current(self, export_id: str, attempt: int) -> bool | None:
+        """Return whether an attempt is the newest at an export that is not over.
+
+        None where there is no such export.
+        """
+        with self._database.read() as session:
+            row = session.get(ExportRow, export_id)
+            return None if row is None else row.attempt == attempt and row.status not in _OVER
+
     def count_unfinished(self, project_id: str) -> int:
         """Return how many of a project's exports are not over."""
         wanted = select(func.count()).select_from(ExportRow)
@@ -144,6 +159,8 @@ class ExportRepository:
             row.attempt += 1
             row.status = ExportStatus.RUNNING.value
             row.runner_seen_at = now = self._clock.now()
+            # What an attempt took that came to nothing is nobody's to pay.
+            row.used_s = 0.0
             row.started_at = row.started_at or now
             self._tell(session, row, "started", "Export started")
             return export_of(row)
@@ -158,6 +175,7 @@ class ExportRepository:
         """
         with self._database.write(bump_revision=False) as session:
             row = _of_attempt(session, export_id, attempt)
+            row.used_s += self._worked_s(row)
             row.runner_seen_at = self._clock.now()
             if progress is not None:
                 row.progress = dict(progress)
@@ -219,6 +237,7 @@ class ExportRepository:
         with self._database.write(bump_revision=False) as session:
             row = _of_attempt(session, export_id, attempt)
             row.status = ExportStatus.QUEUED.value
+            row.used_s = 0.0
             row.num_failures += 1
             row.retry_at = retry_at
             row.runner_seen_at = None
@@ -226,9 +245,16 @@ class ExportRepository:
             self._tell(session, row, f"ended:{attempt}", message, level="warn")
             return export_of(row)
 
+    def _worked_s(self, row: ExportRow) -> float:
+        """Return how long a runner worked since it was seen; silence is not work."""
+        if row.runner_seen_at is None:
+            return 0.0
+        return min(max(self._clock.now() - row.runner_seen_at, 0.0), _MAX_UNSEEN_S)
+
     def _end(self, session: Session, row: ExportRow, status: ExportStatus) -> None:
         row.status = status.value
         row.finished_at = now = self._clock.now()
+        row.used_s += self._worked_s(row)
         row.retry_at = row.runner_seen_at = None
         reason = (row.error or {}).get("message", "no reason was given")
         level, message = {

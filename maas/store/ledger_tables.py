@@ -44,6 +44,7 @@ class JournalRow(Base):
     training_tokens: Mapped[int]
     gpu_milliseconds: Mapped[int]
     storage_mib_hours: Mapped[int]
+    export_milliseconds: Mapped[int]
     price_id: Mapped[str]
     currency: Mapped[str]
     amount: Mapped[Decimal] = mapped_column(Money)

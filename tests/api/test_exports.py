@@ -5,136 +5,28 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
-from httpx import Client
 from typer.testing import CliRunner
 
-from maas.catalog.catalog import load_catalog
-from maas.catalog.machine import Machine
 from maas.cli.exports import download
 from maas.cli.main import app
 from maas.core.errors import BundleRefused
-from maas.core.ids import new_id
-from maas.core.settings import Settings
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.runtime.bundle.archive import hash_file, pack, verify
-from maas.edge.runtime.bundle.manifest import Manifest, Part
-from maas.edge.runtime.bundle.signing import load_or_make_key
+from maas.edge.runtime.bundle.archive import verify
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import HttpSource
-from maas.finetune.adapter_files import ADAPTER_NAMES
-from maas.finetune.registry import blob_key_of
-from maas.serving.exports.maker import BundleMaker
-from maas.serving.exports.queue import ExportQueue
 from maas.serving.exports.sweeper import BundleSweeper
-from maas.store.blobs import Blobs, open_blobs
 from maas.store.bundles import BundleRepository
-from maas.store.exports import ExportRepository
 from tests.api.conftest import RunningGateway
+from tests.api.yard import BASE, Yard, open_yard
 from tests.fakes.adapters import tuned_model
-from tests.unit.edge.runtime.test_bundle import write_graph
-
-BASE = "smollm2-135m-instruct"
-ROOMY = Machine(2, 2**36, 2**36, 2**40)
-
-
-def pack_a_graph(asked: list[ExportSpec], spec: ExportSpec, report, on_start) -> ExportResult:
-    """Stand for the steps: pack a graph of one product."""
-    asked.append(spec)
-    report(Progress(phase="building", percent=50, message="building"))
-    folder = spec.work_dir / "bundle"
-    folder.mkdir(parents=True)
-    write_graph(folder)
-    (folder / "tokenizer.json").write_bytes(bytes(100_000))
-    roles: dict[str, Any] = {
-        "model.onnx": "model",
-        "model.onnx.data": "weights",
-        "tokenizer.json": "tokenizer",
-    }
-    manifest = Manifest(
-        schema_version=1,
-        bundle_id="",
-        name=spec.name,
-        model_id=spec.model_id,
-        base_model_id=spec.base_model_id,
-        created_at=spec.created_at,
-        precision=spec.precision,
-        target=spec.target,
-        task="generate",
-        licence=spec.licence,
-        lineage=spec.lineage,
-        parts=tuple(
-            Part(name, (folder / name).stat().st_size, hash_file(folder / name), role)
-            for name, role in roles.items()
-        ),
-        ram_required_bytes=1,
-        max_model_len=16,
-        cost_card={},
-        receipt={},
-    )
-    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
-    return ExportResult(
-        bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
-    )
-
-
-@dataclass
-class Yard:
-    """A project that exports, and the controller's queue."""
-
-    gateway: RunningGateway
-    client: Client
-    key: str
-    project_id: str
-    queue: ExportQueue
-    blobs: Blobs
-    asked: list[ExportSpec]
-
-    def export(self, **fields: object) -> dict:
-        answer = self.client.post("/v1/exports", json={"model": BASE, **fields})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def made(self, **fields: object) -> dict:
-        export_id = self.export(**fields)["id"]
-        asyncio.run(self.queue.step())
-        return self.client.get(f"/v1/exports/{export_id}").json()
 
 
 @pytest.fixture
 def yard(gateway: RunningGateway, smollm2_dir: Path) -> Iterator[Yard]:
-    store, settings = gateway.store, Settings(home=gateway.home)
-    weights = settings.weights_dir / BASE
-    if not weights.exists():
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.symlink_to(smollm2_dir)
-    organization = store.tenancy.organizations.find("default")
-    project = store.tenancy.projects.create(organization.id, new_id("yard"))
-    _, key = store.keys.create(project_id=project.id, name="k")
-    gateway.wait_seen()
-    asked: list[ExportSpec] = []
-    maker = BundleMaker(
-        settings=settings,
-        catalog=load_catalog(settings.models_dir),
-        tuned_models=store.tuned_models,
-        blobs=open_blobs(settings),
-        probe=lambda: ROOMY,
-        num_training=lambda: 0,
-        run=partial(pack_a_graph, asked),
-    )
-    exports = ExportRepository(store.database, store.clock)
-    queue = ExportQueue(exports, maker, clock=store.clock)
-    headers = {"Authorization": f"Bearer {key}"}
-    with Client(base_url=gateway.url, headers=headers, timeout=10) as client:
-        yield Yard(gateway, client, key, project.id, queue, maker.blobs, asked)
-        for export in exports.unfinished():
-            exports.cancel(export.project_id, export.id)
+    with open_yard(gateway, smollm2_dir) as opened:
+        yield opened
 
 
 def test_device_pulls_the_bundle_that_was_asked_for(yard: Yard, tmp_path: Path) -> None:
@@ -195,11 +87,7 @@ def test_bytes_of_a_deleted_bundle_are_swept(yard: Yard) -> None:
 
 
 def test_tuned_model_is_merged_with_its_own_lineage_and_licence(yard: Yard) -> None:
-    model = tuned_model(yard.gateway.store, yard.project_id, base=BASE)
-    for name in ADAPTER_NAMES:
-        incoming = yard.blobs.begin()
-        incoming.write(name.encode())
-        yard.blobs.put(f"{blob_key_of(model.adapter_id or '')}/{name}", incoming)
+    model = yard.tuned()
     assert yard.made(model=model.id)["status"] == "succeeded"
     (spec,) = yard.asked
     assert spec.adapter_dir is not None

@@ -134,17 +134,20 @@ def pack(values: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.ui
     return np.bitwise_or(blocks[..., 0::2], high)
 
 
-def _modules_of(node: str, rounded: Mapping[str, Rounded]) -> list[Rounded] | None:
+def modules_of(node: str) -> tuple[str, ...]:
+    """Return the modules that a product of the graph computes, by its node's name; none of most."""
     found = _LAYER.match(node)
     if found is None:
-        return (
-            [rounded["lm_head"]] if node.startswith("/lm_head/") and "lm_head" in rounded else None
-        )
+        return ("lm_head",) if node.startswith("/lm_head/") else ()
     layer, part, name = found.groups()
-    names = [
-        f"model.layers.{layer}.{_PARTS[part]}.{short}_proj" for short in _PACKED.get(name, (name,))
-    ]
-    return [rounded[item] for item in names] if all(item in rounded for item in names) else None
+    shorts = _PACKED.get(name, (name,))
+    return tuple(f"model.layers.{layer}.{_PARTS[part]}.{short}_proj" for short in shorts)
+
+
+def _modules_of(node: str, rounded: Mapping[str, Rounded]) -> list[Rounded] | None:
+    names = modules_of(node)
+    known = bool(names) and all(item in rounded for item in names)
+    return [rounded[item] for item in names] if known else None
 
 
 def _joined(parts: Sequence[Rounded]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -21,7 +21,8 @@ _NICENESS = 10
 def main(arguments: list[str]) -> int:
     """Run one export; the exit code."""
     if LIFELINE_FLAG in arguments:
-        end_with_parent()
+        # Its parent made it the leader of a group: what builds and measures is in it.
+        end_with_parent(with_group=True)
     told = _take_stdout()
     os.nice(_NICENESS)
     spec = ExportSpec.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))

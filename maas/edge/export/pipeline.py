@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,18 @@ from maas.edge.export.encoder import make_encoder
 from maas.edge.export.finish import copy_beside, put_beside
 from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
+from maas.edge.export.runtime_adapters import (
+    prove_adapters,
+    put_adapters,
+    take_adapters,
+    with_adapters,
+)
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
 from maas.edge.quality.measure import Reference, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
-from maas.edge.runtime.bundle.manifest import Manifest, Part
+from maas.edge.runtime.bundle.manifest import ADAPTERS, Adapter, Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.shrink.prune import prune
@@ -121,10 +127,15 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
     original = _load(spec, report)
     report(Progress(phase="reference", percent=5, message="asking the original"))
     reference = _reference(original)
+    taken = take_adapters(
+        spec.adapters, original.model, lambda m: _reference(replace(original, model=m)), report
+    )
     folder = spec.work_dir / "bundle"
     rows = _calibrate(spec, original, report)
     shrunk = None if spec.shrink is None else _shrink(spec.shrink, original, rows, spec, report)
     tried = _make_graph(spec, original, reference, rows, folder, report)
+    if taken:
+        put_adapters(folder, taken, original.model)
     report(Progress(phase="quality", percent=80, message="comparing with the original"))
     proof = measure(
         reference,
@@ -141,7 +152,9 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "perplexity_ratio": proof.perplexity_ratio,
         "verdict": proof.verdict,
     }
-    return _Proved(folder, original.model_dir, receipt | {"shrink": shrunk}, summary)
+    proofs = prove_adapters(folder, taken, spec, original.encode)
+    receipt, summary = with_adapters(receipt | {"shrink": shrunk}, summary, proofs)
+    return _Proved(folder, original.model_dir, receipt, summary)
 
 
 def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
@@ -158,6 +171,11 @@ def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
 def _check(spec: ExportSpec) -> None:
     if spec.task == "embed" and (spec.shrink is not None or spec.adapter_dir is not None):
         raise CapabilityMissing("models of embeddings are neither shrunk nor merged")
+    if spec.adapters and (spec.task == "embed" or spec.shrink is not None):
+        raise CapabilityMissing(
+            "adapters at run time need the base as it was: merge them, or do not shrink it",
+            param="adapter_mode",
+        )
     if spec.precision == "fp16" and spec.target != "cuda":
         raise CapabilityMissing(
             f"fp16 on target {spec.target}: onnxruntime has no fp16 products for processors; take "
@@ -279,8 +297,9 @@ def _manifest(
         target=spec.target,
         task=spec.task,
         licence=spec.licence,
-        lineage=spec.lineage,
+        lineage=_lineage(spec),
         parts=parts,
+        adapters=tuple(Adapter(a.name, f"{ADAPTERS}/{a.name}") for a in spec.adapters),
         ram_required_bytes=int(cost["ram_peak_bytes"] * _RAM_MARGIN),
         max_model_len=spec.max_model_len,
         tool_call_parser=spec.tool_call_parser,
@@ -290,5 +309,10 @@ def _manifest(
     )
 
 
+def _lineage(spec: ExportSpec) -> dict[str, Any]:
+    adapters = {adapter.name: adapter.lineage for adapter in spec.adapters}
+    return {**spec.lineage, "adapters": adapters} if adapters else spec.lineage
+
+
 def _role(name: str) -> Any:
-    return _ROLES.get(name, "config")
+    return "adapter" if name.startswith(f"{ADAPTERS}/") else _ROLES.get(name, "config")

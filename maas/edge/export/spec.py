@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from maas.edge.runtime.bundle.manifest import ADAPTER_NAME
+
+AdapterMode = Literal["merge", "runtime"]
 Target = Literal["cpu", "cuda", "mobile"]
 Precision = Literal["int4", "int8", "fp16"]
 
@@ -33,6 +36,17 @@ class ShrinkDemand(_Frozen):
     """Seconds of tuning towards the original afterwards."""
 
 
+class RuntimeAdapter(_Frozen):
+    """A LoRA adapter that a bundle holds beside its base."""
+
+    name: str = Field(pattern=ADAPTER_NAME)
+    """What it is called on the device."""
+    folder: Path
+    """As PEFT wrote it."""
+    lineage: dict[str, Any] = {}
+    """Where it comes from, and its licence."""
+
+
 class ExportSpec(_Frozen):
     """One export, resolved: everything its process needs."""
 
@@ -42,6 +56,8 @@ class ExportSpec(_Frozen):
     """Safetensors, configuration and tokenizer of the original."""
     adapter_dir: Path | None = None
     """A PEFT adapter that is merged into it."""
+    adapters: tuple[RuntimeAdapter, ...] = ()
+    """Adapters that stay what they are, and are chosen at run time."""
     target: Target = "cpu"
     precision: Precision = "int4"
     name: str

@@ -1,9 +1,13 @@
 """Starts an export in a process of its own and passes on what it tells."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from maas.core.errors import BundleRefused, CapabilityMissing, EngineError, MaasError
@@ -19,14 +23,14 @@ _LOG = "export.log"
 def run_export(
     spec: ExportSpec,
     report: Callable[[Progress], None],
-    on_start: Callable[["subprocess.Popen[str]"], None] = lambda _: None,
+    on_start: Callable[[Callable[[], None]], None] = lambda _: None,
 ) -> ExportResult:
     """Run an export; its process ends when this one does.
 
     Args:
         spec: What is wanted.
         report: Told how far it is.
-        on_start: Given the process, so that it can be ended early.
+        on_start: Given what ends its process early, with all that it started.
 
     Raises:
         BundleRefused: It keeps too little of the original.
@@ -41,10 +45,15 @@ def run_export(
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         ) as child,
     ):
-        on_start(child)
+        on_start(partial(_end_group, child.pid))
         result: ExportResult | None = None
         failure: MaasError | None = None
         for line in child.stdout or ():
@@ -56,11 +65,18 @@ def run_export(
             else:
                 kind = _ERRORS.get(told["error"]["code"], EngineError)
                 failure = kind(told["error"]["message"], param=told["error"]["param"])
+        # Killed in the middle, it leaves what it started; not waited for yet, its id is its own.
+        _end_group(child.pid)
     if failure is not None:
         raise failure
     if result is None:
         raise EngineError(f"the export's process ended: {_last_line(log)}")
     return result
+
+
+def _end_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:

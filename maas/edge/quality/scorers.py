@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maas.edge.runtime.engine.adapters import read_values
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
 from maas.edge.runtime.engine.options import EngineOptions
 
@@ -69,11 +70,20 @@ class OnnxScorer:
         folder: Unpacked.
         options: Threads.
         max_length: Tokens of the longest text.
+        adapter_dir: Folder of the adapter it is asked with.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions, max_length: int = 1024) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: EngineOptions,
+        max_length: int = 1024,
+        *,
+        adapter_dir: Path | None = None,
+    ) -> None:
         self._model = DecoderModel(folder, options)
-        self._cache = SlotCache(self._model, 1, max_length)
+        adapter = None if adapter_dir is None else read_values(adapter_dir, self._model.session)
+        self._cache = SlotCache(self._model, 1, max_length, adapter)
 
     def logits(self, tokens: Sequence[int], num_before: int = 0) -> NDArray[np.float32]:
         """Return the logits after tokens, the first ``num_before`` left out."""

@@ -72,4 +72,4 @@ def list_export_events(
 @router.post("/{export_id}/cancel")
 def cancel_export(export_id: str, who: _Who, service: _Service) -> ExportObject:
     """End an export; its process ends within seconds."""
-    return shown(service.exports.cancel(who.project.id, export_id))
+    return shown(service.ledger.cancel(who.project.id, export_id))

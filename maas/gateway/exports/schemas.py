@@ -5,24 +5,44 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from maas.edge.export.spec import Precision, QualityDemand, Target
+from maas.edge.export.spec import AdapterMode, Precision, QualityDemand, ShrinkDemand, Target
+from maas.edge.runtime.bundle.manifest import MAX_ADAPTERS
 from maas.gateway.organization.wire import Body
 from maas.store.export_records import Export, ExportEvent
 
+_Name = Annotated[str, Field(min_length=1, max_length=255)]
+
 
 class ExportBody(Body):
-    """A new export."""
+    """A new export.
 
-    model: Annotated[str, Field(min_length=1, max_length=255)]
+    Attributes:
+        model: Of the catalogue, a tuned model of the project, or an alias.
+        adapter_mode: ``merge`` puts one adapter into the weights; ``runtime`` keeps each as a part
+            of the bundle, to be chosen when it is asked.
+        adapters: Tuned models of the same base, or aliases.
+        shrink: What it should lose first.
+    """
+
+    model: _Name
     target: Target = "cpu"
     precision: Precision = "int4"
     name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = None
+    adapter_mode: AdapterMode = "merge"
+    adapters: Annotated[tuple[_Name, ...], Field(max_length=MAX_ADAPTERS)] = ()
+    shrink: ShrinkDemand | None = None
     quality: QualityDemand = QualityDemand()
     metadata: dict[str, str] | None = None
 
 
 class ExportObject(BaseModel):
-    """An export; ``bundle_id`` is there once it succeeded."""
+    """An export; ``bundle_id`` is there once it succeeded.
+
+    Attributes:
+        adapters: Tuned models chosen at run time, by their names in the bundle.
+        estimate: Memory, disk, seconds and cost, before it was queued.
+        used_seconds: That it was worked on; what it is charged for.
+    """
 
     object: Literal["export"] = "export"
     id: str
@@ -34,8 +54,12 @@ class ExportObject(BaseModel):
     name: str
     target: str
     precision: str
+    adapter_mode: str
+    adapters: Mapping[str, str]
+    shrink: Mapping[str, Any] | None
     quality: Mapping[str, Any]
     estimate: Mapping[str, Any]
+    used_seconds: float
     progress: Mapping[str, Any] | None
     bundle_id: str | None
     error: Mapping[str, Any] | None
@@ -64,8 +88,12 @@ def shown(export: Export) -> ExportObject:
         name=export.name,
         target=export.target,
         precision=export.precision,
+        adapter_mode=export.adapter_mode,
+        adapters=export.adapters,
+        shrink=export.shrink,
         quality=export.quality,
         estimate=export.estimate,
+        used_seconds=int(export.used_s * 1000) / 1000,
         progress=export.progress,
         bundle_id=export.bundle_id,
         error=export.error,

@@ -5,22 +5,25 @@ from dataclasses import dataclass
 
 from maas.catalog.card import ModelCard
 from maas.catalog.machine import Machine
-from maas.core.errors import (
-    CapabilityMissing,
-    DoesNotFit,
-    LimitExceeded,
-    ModelNotFound,
-    PermissionDenied,
+from maas.core.errors import CapabilityMissing, DoesNotFit, LimitExceeded
+from maas.edge.export.charges import ExportLedger
+from maas.edge.export.estimate import (
+    check_export,
+    export_disk_bytes,
+    export_memory_bytes,
+    export_seconds,
 )
-from maas.edge.export.estimate import check_export, export_disk_bytes, export_memory_bytes
-from maas.finetune.registry import check_allows_export
 from maas.gateway.authority import ProjectAuthority
+from maas.gateway.exports.choice import Chooser
 from maas.gateway.exports.schemas import ExportBody
 from maas.gateway.fine_tuning.service import check_metadata
-from maas.store.adapters import TunedModel, TunedModelRepository, TunedState
+from maas.store.adapters import TunedModelRepository
+from maas.store.aliases import AliasRepository
 from maas.store.database import Database
 from maas.store.export_records import Export, NewExport
 from maas.store.exports import ExportRepository
+
+_MAX_RECOVER_S = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -28,81 +31,77 @@ class Exports:
     """What the routes work with.
 
     Attributes:
+        ledger: Begins and ends exports with their money.
         machine: Where exports run; none where only the cluster knows.
         max_unfinished: Exports of one project that are not over.
     """
 
     database: Database
     exports: ExportRepository
+    ledger: ExportLedger
     tuned_models: TunedModelRepository
+    aliases: AliasRepository
     cards: Mapping[str, ModelCard]
     machine: Callable[[], Machine | None]
     max_unfinished: int
 
     def create(self, who: ProjectAuthority, body: ExportBody, request_id: str) -> Export:
-        """Make an export.
+        """Make an export, and hold what it can cost.
 
         Raises:
             ModelNotFound: The project has no such model.
             PermissionDenied: A licence forbids it.
             CapabilityMissing: It cannot be made here; the message has the numbers.
+            BudgetExceeded: It can cost more than is left.
             LimitExceeded: The project has too many that are not over.
         """
-        who.access.check_model(body.model, body.model)
-        tuned = self._tuned(who.project.id, body.model)
-        card = self._card(tuned.base_model_id if tuned else body.model)
-        _check_licence(card, tuned)
-        self._check_fits(card)
-        if body.precision == "fp16" and body.target != "cuda":
-            raise CapabilityMissing(
-                f"fp16 is of target cuda only; target {body.target} takes int8", param="precision"
-            )
+        chooser = Chooser(
+            self.cards, self.tuned_models, self.aliases, who.project.id, who.access.check_model
+        )
+        choice = chooser.choose(body)
+        self._check_fits(choice.card)
+        _check_combination(body)
         check_metadata(body.metadata or {})
+        shrink = None if body.shrink is None else body.shrink.model_dump(mode="json")
         new = NewExport(
             project_id=who.project.id,
             key_id=who.access.key.id,
             request_id=request_id,
-            model_id=body.model,
-            base_model_id=card.id,
-            name=body.name or f"{card.id}-{body.precision}",
+            model_id=choice.model_id,
+            base_model_id=choice.card.id,
+            name=body.name or f"{choice.card.id}-{body.precision}",
             target=body.target,
             precision=body.precision,
+            adapter_mode=body.adapter_mode,
+            adapters=choice.adapters,
+            shrink=shrink,
             quality=body.quality.model_dump(),
             labels=body.metadata or {},
             estimate={
-                "ram_bytes": export_memory_bytes(card),
-                "disk_bytes": export_disk_bytes(card),
+                "ram_bytes": export_memory_bytes(choice.card),
+                "disk_bytes": export_disk_bytes(choice.card),
             },
+        )
+        seconds = export_seconds(
+            choice.card,
+            body.precision,
+            num_adapters=len(choice.adapters),
+            recover_s=0.0 if body.shrink is None else body.shrink.recover_s,
         )
         # Counted by the writer whose turn it is: two at once cannot both be the last one.
         with self.database.together():
-            num_unfinished = self.exports.count_unfinished(who.project.id)
-            if num_unfinished >= self.max_unfinished:
-                raise LimitExceeded(
-                    f"the project has {num_unfinished} exports that are not over; at most "
-                    f"{self.max_unfinished}",
-                    limit="unfinished_exports",
-                    is_lasting=False,
-                )
-            return self.exports.create(new)
+            self._check_number(who.project.id)
+            return self.ledger.create(new, seconds)
 
-    def _tuned(self, project_id: str, model: str) -> TunedModel | None:
-        found = None if model in self.cards else self.tuned_models.find(model)
-        if found is None or found.project_id != project_id or found.deleted_at is not None:
-            return None
-        if found.state is not TunedState.PUBLISHED:
-            return None
-        if found.adapter_id is None:
-            raise CapabilityMissing(
-                f"{found.id} was tuned whole; only adapters are exported", param="model"
+    def _check_number(self, project_id: str) -> None:
+        num_unfinished = self.exports.count_unfinished(project_id)
+        if num_unfinished >= self.max_unfinished:
+            raise LimitExceeded(
+                f"the project has {num_unfinished} exports that are not over; at most "
+                f"{self.max_unfinished}",
+                limit="unfinished_exports",
+                is_lasting=False,
             )
-        return found
-
-    def _card(self, model: str) -> ModelCard:
-        card = self.cards.get(model)
-        if card is None:
-            raise ModelNotFound(f"no model {model[:100]!r} can be exported", param="model")
-        return card
 
     def _check_fits(self, card: ModelCard) -> None:
         machine = self.machine()
@@ -118,11 +117,13 @@ class Exports:
             raise CapabilityMissing(error.message, param="model") from error
 
 
-def _check_licence(card: ModelCard, tuned: TunedModel | None) -> None:
-    if tuned is not None:
-        check_allows_export(tuned)
-    if not card.licence.allows_export:
-        raise PermissionDenied(
-            f"the licence of {card.id} ({card.licence.name}) does not allow its export",
-            param="model",
+def _check_combination(body: ExportBody) -> None:
+    if body.precision == "fp16" and body.target != "cuda":
+        raise CapabilityMissing(
+            f"fp16 is of target cuda only; target {body.target} takes int8", param="precision"
+        )
+    if body.shrink is not None and body.shrink.recover_s > _MAX_RECOVER_S:
+        raise CapabilityMissing(
+            f"recover_s: at most {_MAX_RECOVER_S:.0f} seconds, not {body.shrink.recover_s:.0f}",
+            param="shrink",
         )

@@ -8,7 +8,6 @@ import msgspec
 
 from maas.core.errors import CapabilityMissing, InvalidRequest, MalformedBody
 from maas.engines.contract import EngineCapabilities
-from maas.gateway.errors import invalid
 from maas.gateway.facts import ModelFacts
 from maas.protocol.chat import (
     ChatCompletionRequest,
@@ -20,6 +19,7 @@ from maas.protocol.chat import (
 from maas.protocol.completions import CompletionRequest, completion_decoder
 from maas.protocol.embeddings import EmbeddingRequest, embedding_decoder
 from maas.protocol.fields import FORBIDDEN_FIELDS
+from maas.protocol.refusals import invalid
 
 MAX_SCHEMA_NODES = 10_000
 _DEFAULT_ANSWER_TOKENS = 256

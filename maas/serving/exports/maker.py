@@ -13,11 +13,20 @@ from maas.catalog.weights.files import source_access
 from maas.core.errors import CapabilityMissing, DoesNotFit, EngineError
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export
-from maas.edge.export.spec import ExportResult, ExportSpec, Precision, QualityDemand, Target
+from maas.edge.export.spec import (
+    ExportResult,
+    ExportSpec,
+    Precision,
+    QualityDemand,
+    RuntimeAdapter,
+    ShrinkDemand,
+    Target,
+)
 from maas.edge.export.start import run_export
-from maas.engines.prepare import prepare_model
+from maas.engines.prepare import PreparedModel, prepare_model
 from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.registry import blob_key_of, check_allows_export
+from maas.finetune.whole_weights import fetch_weights
 from maas.serving.exports.queue import Work
 from maas.store.adapters import TunedModel, TunedModelRepository
 from maas.store.blobs import Blobs
@@ -28,6 +37,8 @@ _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 
 
 BUNDLES = "bundles"
+# Of the home: what attempts work in, a folder each.
+SCRATCH = "scratch"
 
 
 def bundle_blob_key(bundle_id: str) -> str:
@@ -74,18 +85,20 @@ class BundleMaker:
         Raises:
             MaasError: It failed.
         """
-        card = self.catalog.get_card(export.base_model_id)
-        tuned = self._tuned(export)
-        folder = self.settings.home / "scratch" / f"{export.id}-{export.attempt}"
+        scratch = self.settings.home / SCRATCH
+        folder = scratch / f"{export.id}-{export.attempt}"
+        for earlier in scratch.glob(f"{export.id}-*"):
+            # Its runner is dead: this one took the export from it.
+            shutil.rmtree(earlier, ignore_errors=True)
         try:
             work.report({"phase": "weights", "percent": 0, "message": "preparing the weights"})
-            spec = self._spec(export, card, tuned, folder)
+            spec = self._spec(export, folder)
             if work.is_stopped:
                 raise EngineError("the export was stopped")
             result = self.run(
                 spec,
                 lambda progress: work.report(progress.model_dump()),
-                on_start=lambda child: work.end_with(child.kill),
+                on_start=work.end_with,
             )
             if work.is_stopped:
                 raise EngineError("the export was stopped")
@@ -97,47 +110,30 @@ class BundleMaker:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _tuned(self, export: Export) -> TunedModel | None:
-        if export.model_id == export.base_model_id:
-            return None
-        model = self.tuned_models.find(export.model_id)
-        if model is None or model.deleted_at is not None or model.adapter_id is None:
-            raise CapabilityMissing(f"the adapter {export.model_id!r} was deleted", param="model")
+    def _tuned(self, model_id: str) -> TunedModel:
+        model = self.tuned_models.find(model_id)
+        if model is None or model.deleted_at is not None:
+            raise CapabilityMissing(f"the model {model_id!r} was deleted", param="model")
         check_allows_export(model)
         return model
 
-    def _spec(
-        self, export: Export, card: ModelCard, tuned: TunedModel | None, folder: Path
-    ) -> ExportSpec:
-        settings = self.settings
-        prepared = prepare_model(
-            card,
-            weights_dir=settings.weights_dir,
-            progress=lambda _: None,
-            allow_remote_code=settings.allow_remote_code,
-            allow_pickle=settings.allow_pickle,
-            access=source_access(settings),
-        )
-        # The export's name makes the bundle's id its own: no two projects share one.
-        lineage: dict[str, Any] = {
-            "export": export.id,
-            "source": prepared.manifest.source,
-            "commit": prepared.manifest.commit,
-        }
-        licence: Mapping[str, Any] = card.licence.model_dump(mode="json")
+    def _spec(self, export: Export, folder: Path) -> ExportSpec:
+        settings, card = self.settings, self.catalog.get_card(export.base_model_id)
+        tuned = None if export.model_id == card.id else self._tuned(export.model_id)
+        prepared = self._prepared(card, tuned)
         adapter_dir = None
         if tuned is not None and tuned.adapter_id is not None:
-            lineage |= {"tuned": dict(tuned.lineage), "job": tuned.job_id}
-            lineage |= {"adapter_sha256": tuned.adapter_id}
-            licence = tuned.licence
-            adapter_dir = folder / "adapter"
-            folder.mkdir(parents=True, exist_ok=True)
-            self.blobs.get_folder(blob_key_of(tuned.adapter_id), adapter_dir, ADAPTER_NAMES)
+            adapter_dir = self._fetched(tuned.adapter_id, folder / "adapter")
+        licence: Mapping[str, Any] = card.licence.model_dump(mode="json")
         return ExportSpec(
             model_id=export.model_id,
             base_model_id=card.id,
             model_dir=prepared.model_dir,
             adapter_dir=adapter_dir,
+            adapters=tuple(
+                self._at_run_time(name, self._tuned(model_id), folder)
+                for name, model_id in sorted(export.adapters.items())
+            ),
             target=_TARGETS[export.target],
             precision=_PRECISIONS[export.precision],
             name=export.name,
@@ -147,8 +143,51 @@ class BundleMaker:
             task=card.task,
             max_model_len=card.context,
             tool_call_parser=card.tool_call_parser,
-            licence=dict(licence),
-            lineage=lineage,
+            licence=dict(licence if tuned is None else tuned.licence),
+            lineage={
+                # The export's name makes the bundle's id its own: no two projects share one.
+                "export": export.id,
+                "source": prepared.manifest.source,
+                "commit": prepared.manifest.commit,
+                **({} if tuned is None else _lineage(tuned)),
+            },
             quality=QualityDemand.model_validate(dict(export.quality)),
+            shrink=None if export.shrink is None else ShrinkDemand.model_validate(export.shrink),
             created_at=float(int(export.created_at)),
         )
+
+    def _prepared(self, card: ModelCard, tuned: TunedModel | None) -> PreparedModel:
+        """Return the base's weights, or those of a model that was tuned whole."""
+        settings = self.settings
+        if tuned is not None and tuned.weights_key is not None:
+            weights = tuned.weights_key.rpartition("/")[2]
+            return fetch_weights(self.blobs, weights, settings.tuned_weights_dir)
+        return prepare_model(
+            card,
+            weights_dir=settings.weights_dir,
+            progress=lambda _: None,
+            allow_remote_code=settings.allow_remote_code,
+            allow_pickle=settings.allow_pickle,
+            access=source_access(settings),
+        )
+
+    def _fetched(self, adapter_id: str, folder: Path) -> Path:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.blobs.get_folder(blob_key_of(adapter_id), folder, ADAPTER_NAMES)
+        return folder
+
+    def _at_run_time(self, name: str, tuned: TunedModel, folder: Path) -> RuntimeAdapter:
+        if tuned.adapter_id is None:
+            raise CapabilityMissing(f"{tuned.id} is no adapter", param="adapters")
+        lineage = {"model": tuned.id, "licence": dict(tuned.licence), **_lineage(tuned)}
+        fetched = self._fetched(tuned.adapter_id, folder / "adapters" / name)
+        return RuntimeAdapter(name=name, folder=fetched, lineage=lineage)
+
+
+def _lineage(tuned: TunedModel) -> dict[str, Any]:
+    content = (
+        {"weights_sha256": tuned.weights_key.rpartition("/")[2]}
+        if tuned.weights_key is not None
+        else {"adapter_sha256": tuned.adapter_id}
+    )
+    return {"tuned": dict(tuned.lineage), "job": tuned.job_id, **content}

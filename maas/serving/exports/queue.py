@@ -92,6 +92,26 @@ class Maker(Protocol):
         ...
 
 
+class Ends(Protocol):
+    """What ends exports: the store alone, or the store and the ledger together."""
+
+    def succeed(self, export_id: str, attempt: int, made: MadeBundle) -> object:
+        """End one with its bundle.
+
+        Raises:
+            Superseded: It is not this runner's any more.
+        """
+        ...
+
+    def fail(self, export_id: str, attempt: int, error: Mapping[str, Any]) -> object:
+        """End one that trying again does not mend.
+
+        Raises:
+            Superseded: It is not this runner's any more.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ExportTimes:
     """How long things may take, and how often they may fail.
@@ -114,7 +134,7 @@ class ExportQueue:
         exports: What should be made.
         maker: What makes it.
         clock: For pauses and silence.
-        finish: Ends an export with its bundle, and all that belongs into that transaction.
+        ends: Ends exports, with all that belongs into that transaction.
         times: How long things may take.
     """
 
@@ -124,13 +144,13 @@ class ExportQueue:
         maker: Maker,
         *,
         clock: Clock,
-        finish: Callable[[Export, MadeBundle], object] | None = None,
+        ends: Ends | None = None,
         times: ExportTimes | None = None,
     ) -> None:
         self._exports = exports
         self._maker = maker
         self._clock = clock
-        self._finish = finish or self._succeed
+        self._ends = ends or exports
         self._times = times or ExportTimes()
 
     async def run(self, interval_s: float) -> None:
@@ -184,21 +204,18 @@ class ExportQueue:
         except _FINAL as error:
             param = error.context.get("param")
             failure = {"code": error.code, "message": error.message, "param": param}
-            await asyncio.to_thread(self._exports.fail, taken.id, taken.attempt, failure)
+            await asyncio.to_thread(self._ends.fail, taken.id, taken.attempt, failure)
         except MaasError as error:
             await self._failed(taken, error.message)
         else:
-            await asyncio.to_thread(self._finish, taken, made)
-
-    def _succeed(self, taken: Export, made: MadeBundle) -> None:
-        self._exports.succeed(taken.id, taken.attempt, made)
+            await asyncio.to_thread(self._ends.succeed, taken.id, taken.attempt, made)
 
     async def _failed(self, export: Export, reason: str) -> None:
         num_failures = export.num_failures + 1
         if num_failures >= self._times.max_failures:
             message = f"its process ended {num_failures} times: {reason}"
             error = {"code": "export_failed", "message": message, "param": None}
-            await asyncio.to_thread(self._exports.fail, export.id, export.attempt, error)
+            await asyncio.to_thread(self._ends.fail, export.id, export.attempt, error)
             return
         pause = backoff_s(num_failures, first_s=FIRST_RETRY_S, max_s=MAX_RETRY_S)
         await asyncio.to_thread(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -11,6 +12,11 @@ from maas.core.errors import BundleRefused
 
 SCHEMA_VERSION = 1
 MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
+# What onnxruntime reads, in a folder of its own for each adapter.
+ADAPTERS, ADAPTER_FILE = "adapters", "adapter.onnx_adapter"
+ADAPTER_NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+MAX_ADAPTERS = 32
+_MAX_ADAPTER_NAME = 64
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_PARTS = 512
 MAX_PART_BYTES = 1 << 40
@@ -79,6 +85,12 @@ def canonical(value: Any) -> bytes:
     ).encode()
 
 
+def device_name(text: str) -> str:
+    """Return the name of an adapter that is nearest to some text."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+    return plain[-_MAX_ADAPTER_NAME:].lstrip("-._") or "adapter"
+
+
 def with_id(manifest: Manifest) -> Manifest:
     """Return a manifest with the id that its content has."""
     return msgspec.structs.replace(manifest, bundle_id=id_of(manifest))
@@ -136,6 +148,30 @@ def _check(manifest: Manifest) -> None:
             raise BundleRefused(f"{part.path}: no part has {part.size_bytes} bytes")
         if len(part.sha256) != 64 or not set(part.sha256) <= set("0123456789abcdef"):
             raise BundleRefused(f"{part.path}: its sha256 is none")
+    _check_adapters(manifest)
+
+
+def _check_adapters(manifest: Manifest) -> None:
+    """Check that adapters are exactly the parts that say they are, each in its own folder."""
+    named = [adapter.name.casefold() for adapter in manifest.adapters]
+    if len(named) > MAX_ADAPTERS or len({*named, manifest.model_id.casefold()}) <= len(named):
+        raise BundleRefused(
+            f"{MANIFEST}: want at most {MAX_ADAPTERS} adapters, each with a name of its own"
+        )
+    for adapter in manifest.adapters:
+        if not re.fullmatch(ADAPTER_NAME, adapter.name, re.ASCII):
+            raise BundleRefused(f"{MANIFEST}: {adapter.name[:80]!r} is no name of an adapter")
+        if adapter.folder != f"{ADAPTERS}/{adapter.name}":
+            raise BundleRefused(f"{MANIFEST}: adapter {adapter.name} is in another folder")
+    wanted = {f"{adapter.folder}/{ADAPTER_FILE}" for adapter in manifest.adapters}
+    found = {
+        part.path
+        for part in manifest.parts
+        if part.role == "adapter" or part.path.casefold().startswith(f"{ADAPTERS}/")
+    }
+    roles = {part.role for part in manifest.parts if part.path in wanted}
+    if found != wanted or (wanted and roles != {"adapter"}):
+        raise BundleRefused(f"{MANIFEST}: its parts are not the adapters that it names")
 
 
 def check_path(path: str) -> None:

@@ -149,5 +149,6 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "licence": manifest.licence,
         "receipt": manifest.receipt,
         "cost_card": manifest.cost_card,
+        "adapters": [adapter.name for adapter in manifest.adapters],
         "marks": list(manifest.marks),
     }

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from maas.core.errors import EngineError, MaasError
+from maas.core.errors import EngineError, MaasError, NotFound
+from maas.edge.runtime.bundle.manifest import Adapter, Manifest
 from maas.edge.runtime.cli.shared import JsonFlag, check_positive, emit, locate, warn
 from maas.edge.runtime.engine.contract import Output, SamplingParams
 from maas.edge.runtime.engine.options import EngineOptions
@@ -39,6 +40,7 @@ class Conversation:
     served: Served
     params: SamplingParams
     messages: list[dict[str, Any]]
+    adapter: str | None = None
 
     def ask(self, text: str) -> tuple[str, int]:
         """Print the answer as it comes; return it, and its number of tokens.
@@ -58,7 +60,9 @@ class Conversation:
             prompt = served.tokenizer.encode(text).ids
         outputs: queue.Queue[Output] = queue.Queue()
         room = served.engine.info.max_model_len - len(prompt)
-        request_id = served.engine.submit(prompt, _within(self.params, room), outputs.put)
+        request_id = served.engine.submit(
+            prompt, _within(self.params, room), outputs.put, adapter=self.adapter
+        )
         stream = TextStream(served.tokenizer, ())
         answer, num_tokens = "", 0
         while True:
@@ -88,15 +92,18 @@ def run(  # noqa: PLR0913 - one a flag
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    adapter: Annotated[str | None, typer.Option(help="Answer with this adapter.")] = None,
     threads: Threads = 0,
     cool: Cool = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Chat with a bundle in the terminal, or answer one prompt."""
     held = locate(source)
-    served = open_served(held.folder, held.manifest.name, engine_options(threads, cool=cool))
+    adapters = _chosen(held.manifest, adapter)
+    options = engine_options(threads, cool=cool)
+    served = open_served(held.folder, held.manifest.name, options, adapters)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    conversation = Conversation(served, params, [])
+    conversation = Conversation(served, params, [], adapter)
     try:
         if prompt is None:
             _chat(conversation)
@@ -132,12 +139,13 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
         kv_cache_bytes=kv_cache_mb << 20,
     )
     name = served_model_name or held.manifest.model_id
-    served = open_served(held.folder, name, options)
+    served = open_served(held.folder, name, options, held.manifest.adapters)
+    names = (name, *served.adapters)
     asyncio.run(
         serve(
             served,
             Address(host, port),
-            lambda at: warn(f"{name} answers on http://{host}:{at}/v1"),
+            lambda at: warn(f"{', '.join(names)} answers on http://{host}:{at}/v1"),
         )
     )
 
@@ -162,6 +170,21 @@ def bench(source: _Source = None, threads: Threads = 0, as_json: JsonFlag = Fals
         console.print(table)
 
     emit({"bundle_id": held.manifest.bundle_id, **card}, as_json=as_json, render=render)
+
+
+def _chosen(manifest: Manifest, name: str | None) -> tuple[Adapter, ...]:
+    """Return the one adapter that is asked for, if any.
+
+    Raises:
+        NotFound: The bundle has none of this name.
+    """
+    if name is None:
+        return ()
+    found = tuple(adapter for adapter in manifest.adapters if adapter.name == name)
+    if not found:
+        known = ", ".join(adapter.name for adapter in manifest.adapters) or "none"
+        raise NotFound(f"--adapter {name}: {manifest.name} has {known}")
+    return found
 
 
 def engine_options(threads: int, *, cool: bool, **sizes: int) -> EngineOptions:

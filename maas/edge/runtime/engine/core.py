@@ -13,11 +13,11 @@ from collections.abc import Sequence as Tokens
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import psutil
 from numpy.typing import NDArray
 
 from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, MaasError, NotFound
+from maas.edge.runtime.engine.adapters import Values, is_runtime_adapter, read_values
 from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, SamplingParams
 from maas.edge.runtime.engine.grammars import GrammarCompiler
 from maas.edge.runtime.engine.lanes import Lane
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 _BASE = ""
 # Weights as they are in the file, and as onnxruntime packs them for its products.
 _MEMORY_FACTOR = 2
-_RUNTIME_ADAPTER = "adapter.onnx_adapter"
 
 
 class OnnxEngine:
@@ -182,26 +181,16 @@ class OnnxEngine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _lane(
-        self, name: str, model: DecoderModel, run_options: ort.RunOptions | None = None
-    ) -> Lane:
+    def _lane(self, name: str, model: DecoderModel, adapter: Values | None = None) -> Lane:
         num_slots = max(1, self._options.max_num_seqs)
-        cache = SlotCache(model, num_slots, self.info.max_model_len, run_options)
+        cache = SlotCache(model, num_slots, self.info.max_model_len, adapter)
         return Lane(name, cache, self._prefixes)
 
     def _adapter_lane(self, name: str, folder: Path) -> Lane:
-        runtime = folder / _RUNTIME_ADAPTER
-        if not runtime.exists():
-            _check_memory(folder)
-            return self._lane(name, DecoderModel(folder, self._options))
-        run_options = ort.RunOptions()
-        try:
-            adapter = ort.LoraAdapter.Load(str(runtime))
-            run_options.add_active_adapter(adapter)
-        except Exception as error:
-            # onnxruntime's exceptions share no base but this one.
-            raise EngineError(f"{runtime}: {error}") from error
-        return self._lane(name, self._model, run_options)
+        if is_runtime_adapter(folder):
+            return self._lane(name, self._model, read_values(folder, self._model.session))
+        _check_memory(folder)
+        return self._lane(name, DecoderModel(folder, self._options))
 
     def _run(self) -> None:
         while self._wait():

@@ -7,6 +7,7 @@ positions in place and nothing is copied. A run takes slots that lie side by sid
 
 import json
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ class SlotCache:
         model: The graph.
         num_slots: Sequences at a time.
         num_positions: Of each.
-        run_options: Say which adapter is active.
+        adapter: Values of the graph's inputs for adapters, by their names.
     """
 
     def __init__(
@@ -151,11 +152,11 @@ class SlotCache:
         model: DecoderModel,
         num_slots: int,
         num_positions: int,
-        run_options: ort.RunOptions | None = None,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.num_positions = num_positions
-        self._run_options = run_options
+        self._adapter = adapter or {}
         config = model.config
         shape = (num_slots, model.num_kv_heads, num_positions, config.head_size)
         self._keys = [_untouched(shape, model.kv_dtype) for _ in range(config.num_layers)]
@@ -217,7 +218,7 @@ class SlotCache:
             layer[slot, :, :length] = part[:, :length]
 
     def _run(self, binding: _Binding) -> None:
-        self.model.session.run_with_iobinding(binding.io, self._run_options)
+        self.model.session.run_with_iobinding(binding.io)
 
     def _width(self, total: int) -> int:
         return min(self.num_positions, -(-total // _MASK_STEP) * _MASK_STEP)
@@ -237,6 +238,8 @@ class SlotCache:
         _bind_input(made.io, "input_ids", made.ids)
         _bind_input(made.io, "attention_mask", made.mask)
         _bind_output(made.io, "logits", made.logits)
+        for name, value in self._adapter.items():
+            made.io.bind_ortvalue_input(name, value)
         for layer in range(config.num_layers):
             keys = self._keys[layer][slot : slot + count]
             values = self._values[layer][slot : slot + count]

@@ -45,7 +45,7 @@ class Loader:
     def _load(self, held: Held) -> Served:
         manifest = held.manifest
         name = self.served_model_name or manifest.model_id
-        served = open_served(held.folder, name, self.options)
+        served = open_served(held.folder, name, self.options, manifest.adapters)
         try:
             probe(served)
         except MaasError:

@@ -18,6 +18,7 @@ from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.fleet.probe import measure, probe
 from maas.edge.runtime.fleet.wire import cut
 from maas.edge.runtime.server.serve import open_served
+from maas.edge.runtime.shelf.shelf import verify_folder
 from maas.protocol.devices import SpeedReport
 
 _TIMEOUT_S = 600.0
@@ -30,8 +31,9 @@ def try_folder(folder: Path, options: EngineOptions) -> SpeedReport:
     Raises:
         MaasError: It does not work here.
     """
+    manifest = verify_folder(folder, None)
     started = time.perf_counter()
-    served = open_served(folder, "trial", options)
+    served = open_served(folder, "trial", options, manifest.adapters)
     load_s = time.perf_counter() - started
     try:
         probe(served)

@@ -15,6 +15,7 @@ from maas.edge.runtime.server.tools import ToolPlan, plan_tools
 from maas.protocol.chat import ChatCompletionRequest, Message, ModelName
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
+from maas.protocol.refusals import invalid
 
 _DEFAULT_COMPLETION_TOKENS = 16
 Encode = Callable[[str, bool], list[int]]
@@ -87,12 +88,12 @@ def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
 
     Raises:
         MalformedBody: It is not JSON.
-        InvalidRequest: A field is wrong or unknown.
+        InvalidRequest: A field is wrong or unknown; the message names it.
     """
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from error
+        raise invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedBody(f"the body is not valid JSON: {error}") from error
 
@@ -104,6 +105,8 @@ def asked_chat(body: ChatBody, template: ChatTemplate, encode: Encode, info: Mod
         InvalidRequest: Something in it is wrong.
         PromptTooLong: There is no room for the prompt and the answer.
     """
+    if body.store:
+        raise CapabilityMissing("store: true is not offered; leave it out", param="store")
     plan = plan_tools(body)
     tools = [msgspec.to_builtins(t) for t in body.tools or []] if plan.mode == "auto" else None
     prompt = encode(template.render([_message(m) for m in body.messages], tools or None), False)

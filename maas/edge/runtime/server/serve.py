@@ -5,14 +5,15 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 from tokenizers import Tokenizer
 
-from maas.core.errors import ConfigError, PortTaken
+from maas.core.errors import ConfigError, MaasError, PortTaken
+from maas.edge.runtime.bundle.manifest import Adapter
 from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.engine.core import OnnxEngine
 from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
@@ -44,18 +45,35 @@ def open_engine(folder: Path, options: EngineOptions) -> Engine:
     return EmbedEngine(folder, options) if is_embedding(folder) else OnnxEngine(folder, options)
 
 
-def open_served(folder: Path, name: str, options: EngineOptions) -> Served:
+def open_served(
+    folder: Path, name: str, options: EngineOptions, adapters: Sequence[Adapter] = ()
+) -> Served:
     """Open all that a server answers with.
+
+    Args:
+        folder: The unpacked bundle.
+        name: Of its model on the wire.
+        options: Sizes and habits of the engine.
+        adapters: Of the bundle; each answers under its name.
 
     Raises:
         ConfigError: The folder is no unpacked bundle.
+        EngineError: An adapter does not fit its model.
     """
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         # Its exceptions share no base but this one.
         raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
-    return Served(name, open_engine(folder, options), tokenizer, load_template(folder))
+    engine = open_engine(folder, options)
+    try:
+        for adapter in adapters:
+            engine.load_adapter(adapter.name, folder / adapter.folder)
+    except MaasError:
+        engine.close()
+        raise
+    names = {adapter.name for adapter in adapters}
+    return Served(name, engine, tokenizer, load_template(folder), adapters=names)
 
 
 async def serve(served: Served, address: Address, on_ready: Callable[[int], None]) -> None:

@@ -16,7 +16,7 @@ from maas.store.roles import Permission
 router = APIRouter(prefix="/v1/organization", tags=["organization"])
 
 _Reader = Annotated[Authority, Depends(in_organization(Permission.USAGE))]
-Kind = Literal["completions", "embeddings", "moderations", "fine_tuning"]
+Kind = Literal["completions", "embeddings", "moderations", "fine_tuning", "exports"]
 
 
 def _usage(request: Request) -> UsageReader:

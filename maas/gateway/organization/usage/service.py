@@ -21,6 +21,7 @@ ENDPOINTS: Mapping[str, tuple[str, ...]] = {
     "embeddings": ("/v1/embeddings",),
     "moderations": ("/v1/moderations",),
     "fine_tuning": ("/v1/fine_tuning/jobs",),
+    "exports": ("/v1/exports",),
 }
 _USAGE_GROUPS = {"project_id", "user_id", "api_key_id", "model", "batch", "service_tier"}
 _COST_GROUPS = {"project_id", "user_id", "api_key_id", "line_item"}
@@ -106,10 +107,12 @@ def read_costs(reader: UsageReader, organization_id: str, question: Question) ->
     return _page(reader, question, {"organization_id": [organization_id]}, groups, shown)
 
 
-def _counts(kind: str, row: UsageRow) -> dict[str, int]:
+def _counts(kind: str, row: UsageRow) -> dict[str, int | float]:
     counts = row.counts
     if kind == "fine_tuning":
         return {"training_tokens": counts["training_tokens"]}
+    if kind == "exports":
+        return {"export_seconds": counts["export_milliseconds"] / 1000}
     if kind != "completions":
         return {"input_tokens": counts["input_tokens"]}
     return {

@@ -330,7 +330,7 @@ async def test_a_trial_is_a_process_that_measures(one, yard):
 
 
 async def test_a_trial_that_fails_or_crashes_says_how(yard, tmp_path, monkeypatch):
-    with pytest.raises(EngineError, match="not a tokenizer"):
+    with pytest.raises(EngineError, match="not an unpacked bundle"):
         await try_apart(tmp_path, OPTIONS)
     crash = tmp_path / "crash"
     crash.write_text("#!/bin/sh\nkill -SEGV $$\n")

@@ -139,7 +139,7 @@ def test_log_probabilities_have_the_forms_of_both_routes(client):
         ({"model": "other"}, 404, "model_not_found"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, 400, "context_length_exceeded"),
         ({"max_tokens": 600}, 400, "context_length_exceeded"),
-        ({"extra_body": {"echo": True}}, 400, "invalid_request"),
+        ({"extra_body": {"echo": True}}, 400, "unknown_field"),
         ({"temperature": 3}, 400, "invalid_request"),
         ({"logit_bias": {"x": 1}}, 400, "invalid_request"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
