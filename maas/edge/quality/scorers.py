@@ -1,6 +1,7 @@
 """The two sides of a comparison: the original in torch, the bundle in onnxruntime."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,21 @@ from numpy.typing import NDArray
 
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
 from maas.edge.runtime.engine.options import EngineOptions
+
+# Of one pass of the original: its logits are in memory for each of them.
+_MAX_BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text whose end is scored.
+
+    Attributes:
+        start: Place of the end's first token.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
 
 
 class Scorer(Protocol):
@@ -23,9 +39,25 @@ class Scorer(Protocol):
         """
         ...
 
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
-        """Return the likeliest next tokens, to the answer's end, without it."""
+    def ends(self, texts: Sequence[Text]) -> list[float]:
+        """Return how likely each text's end is: the mean log-probability of its tokens."""
         ...
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Return each prompt's likeliest next tokens, to the answer's end, without it."""
+        ...
+
+
+def log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log-probabilities of logits, shape (tokens, vocabulary)."""
+    wide = rows.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+def mean_logprob(rows: NDArray[np.float32], tokens: Sequence[int]) -> float:
+    """Return the mean log-probability of tokens, each given the logits before it."""
+    return float(log_softmax(rows)[np.arange(len(tokens)), list(tokens)].mean())
 
 
 class TorchScorer:
@@ -47,19 +79,59 @@ class TorchScorer:
         return rows[num_before:].float().numpy()
 
     @torch.no_grad()
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
-        """Return the likeliest next tokens, to the answer's end, without it."""
-        ids = torch.tensor([list(prompt)])
+    def ends(self, texts: Sequence[Text]) -> list[float]:
+        """Return how likely each text's end is: the mean log-probability of its tokens."""
+        scores = [0.0] * len(texts)
+        for places in _batches([len(text.tokens) for text in texts]):
+            width = max(len(texts[place].tokens) for place in places)
+            # What stands after a text changes nothing before it.
+            ids = torch.zeros(len(places), width, dtype=torch.long)
+            for row, place in enumerate(places):
+                ids[row, : len(texts[place].tokens)] = torch.tensor(texts[place].tokens)
+            logits = self._model(ids, use_cache=False).logits
+            for row, place in enumerate(places):
+                tokens, start = texts[place].tokens, texts[place].start
+                rows = logits[row, start - 1 : len(tokens) - 1].float().numpy()
+                scores[place] = mean_logprob(rows, tokens[start:])
+        return scores
+
+    @torch.no_grad()
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Return each prompt's likeliest next tokens, to the answer's end, without it."""
+        width = max((len(prompt) for prompt in prompts), default=0)
+        filler = min(self._eos)
+        ids = torch.tensor([[filler] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         out = self._model.generate(
             ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=mask,
             max_new_tokens=max_tokens,
             do_sample=False,
-            pad_token_id=min(self._eos),
+            pad_token_id=filler,
         )
-        new = out[0, len(prompt) :].tolist()
+        return [self._until_end(row) for row in out[:, width:].tolist()]
+
+    def _until_end(self, new: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(new) if token in self._eos), len(new))
         return new[:end]
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Return places of texts by batches of like length, none of too many tokens."""
+    batches: list[list[int]] = []
+    # From the longest on: the first of a batch is as wide as it gets.
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        width = lengths[batches[-1][0]] if batches else 0
+        if not batches or (len(batches[-1]) + 1) * width > _MAX_BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(place)
+    return batches
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with alike."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 class OnnxScorer:
@@ -77,16 +149,29 @@ class OnnxScorer:
 
     def logits(self, tokens: Sequence[int], num_before: int = 0) -> NDArray[np.float32]:
         """Return the logits after tokens, the first ``num_before`` left out."""
-        ids = np.array(tokens, np.int64)
-        parts: list[NDArray[Any]] = []
-        for start in range(0, len(ids), self._model.max_chunk):
-            part = ids[start : start + self._model.max_chunk]
-            rows = self._cache.extend(0, part, start)
-            parts.append(rows[max(num_before - start, 0) :].astype(np.float32))
-        return np.concatenate(parts)
+        return self._extend(tokens, 0, num_before)
 
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
-        """Return the likeliest next tokens, to the answer's end, without it."""
+    def ends(self, texts: Sequence[Text]) -> list[float]:
+        """Return how likely each text's end is: the mean log-probability of its tokens.
+
+        What a text begins with as the one before it does is not computed again.
+        """
+        scores: list[float] = []
+        known: tuple[int, ...] = ()
+        for text in texts:
+            num_known = min(_num_shared(known, text.tokens), text.start - 1)
+            rows = self._extend(text.tokens[num_known:-1], num_known)
+            scores.append(
+                mean_logprob(rows[text.start - 1 - num_known :], text.tokens[text.start :])
+            )
+            known = text.tokens[:-1]
+        return scores
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """Return each prompt's likeliest next tokens, to the answer's end, without it."""
+        return [self._answer(prompt, max_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         token = int(self.logits(prompt, len(prompt) - 1)[-1].argmax())
         tokens: list[int] = []
         while token not in self._model.config.eos_token_ids and len(tokens) < max_tokens:
@@ -95,3 +180,15 @@ class OnnxScorer:
             rows = self._cache.step(np.array([token]), length)
             token = int(rows[0].argmax())
         return tokens
+
+    def _extend(
+        self, tokens: Sequence[int], num_known: int, num_before: int = 0
+    ) -> NDArray[np.float32]:
+        """Compute tokens behind those that are known; the first ``num_before`` are left out."""
+        ids = np.array(tokens, np.int64)
+        parts: list[NDArray[Any]] = []
+        for start in range(0, len(ids), self._model.max_chunk):
+            part = ids[start : start + self._model.max_chunk]
+            rows = self._cache.extend(0, part, num_known + start)
+            parts.append(rows[max(num_before - start, 0) :].astype(np.float32))
+        return np.concatenate(parts)

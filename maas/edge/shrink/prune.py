@@ -66,7 +66,7 @@ def prune(model: Any, rows: Sequence[Tensor], target_parameters: int) -> Pruned:
             it can get.
     """
     before = count_parameters(model)
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     influences = _influences(model, rows)
     order = sorted(range(len(blocks)), key=influences.__getitem__)
     per_block = sum(parameter.numel() for parameter in blocks[0].parameters())
@@ -94,14 +94,15 @@ def prune(model: Any, rows: Sequence[Tensor], target_parameters: int) -> Pruned:
     return Pruned(before, count_parameters(model), gone, new_width)
 
 
-def _blocks(model: Any) -> nn.ModuleList:
+def blocks_of(model: Any) -> nn.ModuleList:
+    """Return a model's blocks, first to last."""
     return cast("nn.ModuleList", model.get_submodule("model").layers)
 
 
 @torch.no_grad()
 def _influences(model: Any, rows: Sequence[Tensor]) -> list[float]:
     """Return how much each block turns what passes through it: 1 less the mean cosine."""
-    totals = [0.0] * len(_blocks(model))
+    totals = [0.0] * len(blocks_of(model))
     for batch in rows:
         states = model(batch, output_hidden_states=True, use_cache=False).hidden_states
         for place in range(len(totals)):
@@ -114,7 +115,7 @@ def _influences(model: Any, rows: Sequence[Tensor]) -> list[float]:
 
 
 def _drop(model: Any, gone: Sequence[int]) -> None:
-    kept = [block for place, block in enumerate(_blocks(model)) if place not in set(gone)]
+    kept = [block for place, block in enumerate(blocks_of(model)) if place not in set(gone)]
     for place, block in enumerate(kept):
         # Attention finds its part of the cache by this.
         cast("Any", block).self_attn.layer_idx = place
@@ -128,7 +129,7 @@ def _drop(model: Any, gone: Sequence[int]) -> None:
 @torch.no_grad()
 def _narrow(model: Any, rows: Sequence[Tensor], width: int) -> None:
     """Keep the feed-forward neurons that say most."""
-    for block in _blocks(model):
+    for block in blocks_of(model):
         mlp = cast("Any", block).mlp
         loudness = _loudness(model, mlp.down_proj, rows)
         kept = loudness.topk(width).indices.sort().values

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maas.edge.quality.measure import likeness, measure, take_reference
+from maas.edge.quality.scorers import Text, mean_logprob
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 
 VOCAB = 128
@@ -23,7 +24,16 @@ class Model:
     def logits(self, tokens: Sequence[int], num_before: int = 0):
         return self._table[np.array(tokens)][num_before:].astype(np.float32)
 
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    def ends(self, texts: Sequence[Text]) -> list[float]:
+        return [
+            mean_logprob(self.logits(text.tokens, text.start - 1)[:-1], text.tokens[text.start :])
+            for text in texts
+        ]
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        return [self._answer(prompt, max_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         tokens = [int(self._table[prompt[-1]].argmax())]
         while len(tokens) < max_tokens and tokens[-1] != EOS:
             tokens.append(int(self._table[tokens[-1]].argmax()))
