@@ -15,9 +15,18 @@ from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
 from maas.cli.exports import download, export_there
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError, Unavailable
-from maas.edge.export.spec import Precision, Progress, QualityDemand, ShrinkDemand, Target
+from maas.edge.export.spec import (
+    Precision,
+    Progress,
+    QualityDemand,
+    ShrinkDemand,
+    ShrinkMethod,
+    Target,
+)
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
+_METHODS: dict[str, ShrinkMethod] = {name: name for name in get_args(ShrinkMethod)}
+_MB = 1_000_000
 _PARTS = ("prefill", "decode")
 _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
 
@@ -31,7 +40,14 @@ def export(  # noqa: PLR0913 - one a flag
         float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
     ] = 80.0,
     target_parameters: Annotated[
-        int | None, typer.Option(min=1, help="Prune to at most so many, then recover.")
+        int | None, typer.Option(min=1, help="Shrink to at most so many, then recover.")
+    ] = None,
+    target_mb: Annotated[
+        float | None, typer.Option(min=1, help="Shrink until the bundle takes no more megabytes.")
+    ] = None,
+    shrink_by: Annotated[str, typer.Option(help=", ".join(_METHODS))] = "prune",
+    max_divergence: Annotated[
+        float | None, typer.Option(help="Refuse a bundle further away, in nats a token.")
     ] = None,
     recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
@@ -48,9 +64,10 @@ def export(  # noqa: PLR0913 - one a flag
         )
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
-    shrink = None
-    if target_parameters is not None:
-        shrink = ShrinkDemand(target_parameters=target_parameters, recover_s=recover_s)
+    shrink = _shrink(shrink_by, target_parameters, target_mb, recover_s)
+    quality = QualityDemand(
+        min_score_percent=min_score, max_kl_divergence=max_divergence, force=force
+    )
     with _bar(is_quiet=as_json) as bar:
         task = bar.add_task("starting", total=100)
 
@@ -62,9 +79,9 @@ def export(  # noqa: PLR0913 - one a flag
             "model": model,
             "target": _TARGETS[target],
             "precision": _PRECISIONS[precision],
-            "quality": {"min_score_percent": min_score, "force": force},
+            "quality": quality.model_dump(),
         }
-        # The platform prunes nothing: that is done here.
+        # The platform shrinks nothing: that is done here.
         client = _platform(url, key) if shrink is None else None
         if client is None:
             result = export_here(
@@ -72,10 +89,7 @@ def export(  # noqa: PLR0913 - one a flag
                 model,
                 target=_TARGETS[target],
                 precision=_PRECISIONS[precision],
-                demand=ExportDemand(
-                    quality=QualityDemand(min_score_percent=min_score, force=force),
-                    shrink=shrink,
-                ),
+                demand=ExportDemand(quality=quality, shrink=shrink),
                 out=out,
                 report=report,
             )
@@ -87,6 +101,23 @@ def export(  # noqa: PLR0913 - one a flag
             download(client.source(f"/bundles/{bundle['id']}/content"), bundle, out)
     shown = _shown(manifest, out)
     emit(shown, as_json=as_json, render=lambda console: _render(console, shown))
+
+
+def _shrink(
+    method: str, target_parameters: int | None, target_mb: float | None, recover_s: float
+) -> ShrinkDemand | None:
+    if method not in _METHODS:
+        raise ConfigError(f"--shrink-by {method}: want {', '.join(_METHODS)}", param="shrink_by")
+    if target_parameters is None and target_mb is None:
+        return None
+    if target_parameters is not None and target_mb is not None:
+        raise ConfigError("name one of --target-parameters and --target-mb", param="target_mb")
+    return ShrinkDemand(
+        target_parameters=target_parameters,
+        target_size_bytes=None if target_mb is None else int(target_mb * _MB),
+        method=_METHODS[method],
+        recover_s=recover_s,
+    )
 
 
 def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:

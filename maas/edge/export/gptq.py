@@ -98,27 +98,36 @@ def round_weight(weight: Tensor, hessian: Tensor | None, grid: Grid) -> Rounded:
     """
     if hessian is None:
         return round_nearest(weight, grid)
-    num_outputs, num_inputs = weight.shape
+    scales = _group_scales(weight, hessian.diagonal(), grid)
+    # What counts most is rounded first, while there are many columns left to take over its error.
+    order = hessian.diagonal().argsort(descending=True)
+    by_column = scales.repeat_interleave(grid.block_size, 1)[:, order].T.contiguous()
     # Columns are gone through one by one: each lies in one piece.
-    rest = weight.float().T.contiguous()
-    values = torch.zeros(num_inputs, num_outputs, dtype=torch.uint8)
-    scales = torch.zeros(-(-num_inputs // grid.block_size), num_outputs)
-    diagonal, inverse = hessian.diagonal().clone(), _inverse_root(hessian)
+    rest = weight.float()[:, order].T.contiguous()
+    inverse = _inverse_root(hessian[order][:, order])
+    values = torch.zeros(rest.shape, dtype=torch.uint8)
+    num_inputs = len(rest)
     for start in range(0, num_inputs, _SPAN):
         end = min(start + _SPAN, num_inputs)
-        errors = torch.zeros(end - start, num_outputs)
+        errors = torch.zeros(end - start, len(weight))
         for column in range(start, end):
-            block = column // grid.block_size
-            if column % grid.block_size == 0:
-                stop = min(column + grid.block_size, num_inputs)
-                scales[block] = find_scales(rest[column:stop].T, grid, diagonal[column:stop])
-            placed = _place(rest[column], scales[block], grid)
-            values[column] = placed.to(torch.uint8)
-            error = (rest[column] - (placed - grid.zero) * scales[block]) / inverse[column, column]
+            placed = _place(rest[column], by_column[column], grid)
+            values[order[column]] = placed.to(torch.uint8)
+            error = rest[column] - (placed - grid.zero) * by_column[column]
+            error /= inverse[column, column]
             rest[column + 1 : end].addr_(inverse[column, column + 1 : end], error, alpha=-1)
             errors[column - start] = error
         rest[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)
-    return Rounded(grid, values.T.contiguous(), scales.T.contiguous())
+    return Rounded(grid, values.T.contiguous(), scales)
+
+
+def _group_scales(weight: Tensor, importance: Tensor, grid: Grid) -> Tensor:
+    """Return the scales of all blocks, shape (outputs, blocks)."""
+    starts = range(0, weight.shape[1], grid.block_size)
+    blocks = [slice(start, start + grid.block_size) for start in starts]
+    return torch.stack(
+        [find_scales(weight[:, block].float(), grid, importance[block]) for block in blocks], 1
+    )
 
 
 def round_nearest(weight: Tensor, grid: Grid) -> Rounded:

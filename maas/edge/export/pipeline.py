@@ -32,7 +32,7 @@ from maas.edge.runtime.bundle.manifest import Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from maas.edge.runtime.engine.options import EngineOptions
 
-CALIBRATION_ROWS = 48
+CALIBRATION_ROWS = 32
 _ROLES = {
     **{"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"},
     **{"chat_template.jinja": "template", "receipt.json": "receipt"},

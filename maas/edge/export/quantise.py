@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maas.core.errors import BundleRefused
 from maas.edge.export.blocks import adder
-from maas.edge.export.build import PROVIDERS, BuildOptions, build, put_weights
+from maas.edge.export.build import DATA, GRAPH, PROVIDERS, BuildOptions, build, put_weights
 from maas.edge.export.gptq import Grid, Rounded, round_layers, round_nearest, round_weight
 from maas.edge.export.sizes import Sizes
 from maas.edge.export.spec import ExportSpec
@@ -189,7 +189,7 @@ class _Attempts:
             return False
         self.num_built += 1
         near = self._build(setting)
-        size = sum(path.stat().st_size for path in self._out.iterdir())
+        size = sum((self._out / name).stat().st_size for name in (GRAPH, DATA))
         if limit is not None and size > limit:
             self._note(setting, near, size, f"{size} bytes, over {limit}")
             return False

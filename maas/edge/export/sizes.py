@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maas.edge.shrink.prune import count_parameters
+from maas.edge.shrink.prune import count_parameters, head_dim
 
-# The graph itself, by block of the model; norms are among the parameters.
-_BLOCK_BYTES = 12_000
+# The graph itself, and what it grows by with each block of the model.
+_GRAPH_BYTES, _BLOCK_BYTES = 16_000, 12_000
 # Manifest, signature, receipt, configuration, and a tar's padding.
 _BESIDE_BYTES = 64_000
 _SCALE_BYTES = 4
 _EMBEDDING_BITS = 8
+# A cosine and a sine in float32 for each pair of a head's components.
+_POSITION_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Sizes:
         num_head: Of the head.
         num_embedding: Of the embedding, where its weights are not the head's.
         num_blocks: Of the model.
+        position_bytes: Of the tables of rotary positions.
     """
 
     num_body: int
     num_head: int
     num_embedding: int
     num_blocks: int
+    position_bytes: int
 
     @classmethod
     def of(cls, model: Any) -> "Sizes":
@@ -39,8 +43,10 @@ class Sizes:
         head = model.get_output_embeddings().weight
         num_embedding = 0 if head is embedding else embedding.numel()
         num_body = count_parameters(model) - head.numel() - num_embedding
-        num_blocks = int(model.config.num_hidden_layers)
-        return cls(num_body, head.numel(), num_embedding, num_blocks)
+        config = model.config
+        positions = _POSITION_BYTES * int(config.max_position_embeddings) * head_dim(config)
+        num_blocks = int(config.num_hidden_layers)
+        return cls(num_body, head.numel(), num_embedding, num_blocks, positions)
 
     def graph_bytes(self, body_bits: int, head_bits: int, block_size: int) -> int:
         """Return about what graph and weights take."""
@@ -58,7 +64,8 @@ class Sizes:
     def _rest(self, head_bits: int, block_size: int) -> int:
         head = self.num_head * _bytes(head_bits, block_size)
         embedding = self.num_embedding * _bytes(_EMBEDDING_BITS, block_size)
-        return math.ceil(head + embedding) + self.num_blocks * _BLOCK_BYTES
+        graph = _GRAPH_BYTES + self.num_blocks * _BLOCK_BYTES
+        return math.ceil(head + embedding) + graph + self.position_bytes
 
 
 def beside_bytes(model_dir: Path, names: Sequence[str]) -> int:

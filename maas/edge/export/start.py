@@ -1,6 +1,7 @@
 """Starts an export in a process of its own and passes on what it tells."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,12 @@ def run_export(
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(  # noqa: S603 - our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=_environment(),
         ) as child,
     ):
         on_start(child)
@@ -61,6 +67,15 @@ def run_export(
     if result is None:
         raise EngineError(f"the export's process ended: {_last_line(log)}")
     return result
+
+
+def _environment() -> dict[str, str]:
+    """Have torch's threads sleep where they wait.
+
+    Beside other work one that waits for its neighbour would burn the very time that one needs: a
+    small product took ten times as long.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def _last_line(log: Path) -> str:

@@ -148,7 +148,7 @@ def likeness(reference: Reference, bundle: Scorer) -> Likeness:
     )
 
 
-def measure(
+def measure(  # noqa: PLR0913 - the bounds, all by keyword
     reference: Reference,
     bundle: Scorer,
     encode: Encode,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
 from maas.edge.runtime.engine.options import EngineOptions
@@ -82,17 +83,21 @@ class TorchScorer:
     def ends(self, texts: Sequence[Text]) -> list[float]:
         """Return how likely each text's end is: the mean log-probability of its tokens."""
         scores = [0.0] * len(texts)
-        for places in _batches([len(text.tokens) for text in texts]):
-            width = max(len(texts[place].tokens) for place in places)
+        # Endings of one token differ in what is read off, not in what is computed.
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for place, text in enumerate(texts):
+            alike.setdefault(text.tokens[:-1], []).append(place)
+        inputs = list(alike)
+        for batch in _batches([len(tokens) for tokens in inputs]):
+            width = max(len(inputs[place]) for place in batch)
             # What stands after a text changes nothing before it.
-            ids = torch.zeros(len(places), width, dtype=torch.long)
-            for row, place in enumerate(places):
-                ids[row, : len(texts[place].tokens)] = torch.tensor(texts[place].tokens)
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            for row, place in enumerate(batch):
+                ids[row, : len(inputs[place])] = torch.tensor(inputs[place])
             logits = self._model(ids, use_cache=False).logits
-            for row, place in enumerate(places):
-                tokens, start = texts[place].tokens, texts[place].start
-                rows = logits[row, start - 1 : len(tokens) - 1].float().numpy()
-                scores[place] = mean_logprob(rows, tokens[start:])
+            for row, place in enumerate(batch):
+                for text in alike[inputs[place]]:
+                    scores[text] = _score(texts[text], logits[row, : len(inputs[place])])
         return scores
 
     @torch.no_grad()
@@ -114,6 +119,10 @@ class TorchScorer:
     def _until_end(self, new: list[int]) -> list[int]:
         end = next((place for place, token in enumerate(new) if token in self._eos), len(new))
         return new[:end]
+
+
+def _score(text: Text, logits: Tensor) -> float:
+    return mean_logprob(logits[text.start - 1 :].float().numpy(), text.tokens[text.start :])
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
@@ -158,13 +167,14 @@ class OnnxScorer:
         """
         scores: list[float] = []
         known: tuple[int, ...] = ()
+        start, rows = 0, np.empty((0, 0), np.float32)
         for text in texts:
-            num_known = min(_num_shared(known, text.tokens), text.start - 1)
-            rows = self._extend(text.tokens[num_known:-1], num_known)
-            scores.append(
-                mean_logprob(rows[text.start - 1 - num_known :], text.tokens[text.start :])
-            )
-            known = text.tokens[:-1]
+            inputs = text.tokens[:-1]
+            if inputs != known or text.start <= start:
+                start = min(_num_shared(known, inputs), text.start - 1)
+                rows = self._extend(inputs[start:], start)
+                known = inputs
+            scores.append(mean_logprob(rows[text.start - 1 - start :], text.tokens[text.start :]))
         return scores
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
