@@ -23,12 +23,15 @@ from maas.edge.export.spec import (
     Progress,
     QualityDemand,
     ShrinkDemand,
+    ShrinkMethod,
     Target,
 )
 
 _PRECISIONS: dict[str, Precision] = {name: name for name in get_args(Precision)}
 _MODES: dict[str, AdapterMode] = {name: name for name in get_args(AdapterMode)}
 Report = Callable[[Progress], None]
+_METHODS: dict[str, ShrinkMethod] = {name: name for name in get_args(ShrinkMethod)}
+_MB = 1_000_000
 _PARTS = ("prefill", "decode")
 _TARGETS: dict[str, Target] = {name: name for name in get_args(Target)}
 
@@ -71,7 +74,14 @@ def export(  # noqa: PLR0913 - one a flag
         float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
     ] = 80.0,
     target_parameters: Annotated[
-        int | None, typer.Option(min=1, help="Prune to at most so many, then recover.")
+        int | None, typer.Option(min=1, help="Shrink to at most so many, then recover.")
+    ] = None,
+    target_mb: Annotated[
+        float | None, typer.Option(min=1, help="Shrink until the bundle takes no more megabytes.")
+    ] = None,
+    shrink_by: Annotated[str, typer.Option(help=", ".join(_METHODS))] = "prune",
+    max_divergence: Annotated[
+        float | None, typer.Option(help="Refuse a bundle further away, in nats a token.")
     ] = None,
     recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
@@ -85,10 +95,10 @@ def export(  # noqa: PLR0913 - one a flag
     _check_one_of("adapter-mode", adapter_mode, _MODES)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
-    shrink = None
-    if target_parameters is not None:
-        shrink = ShrinkDemand(target_parameters=target_parameters, recover_s=recover_s)
-    quality = QualityDemand(min_score_percent=min_score, force=force)
+    shrink = _shrink(shrink_by, target_parameters, target_mb, recover_s)
+    quality = QualityDemand(
+        min_score_percent=min_score, max_kl_divergence=max_divergence, force=force
+    )
     wanted = _Wanted(
         model,
         _TARGETS[target],
@@ -155,6 +165,23 @@ def _folders(adapters: Sequence[str], url: str | None) -> tuple[Path, ...]:
             "adapters so, or bring it to the platform first: POST /v1/adapters"
         )
     return folders
+
+
+def _shrink(
+    method: str, target_parameters: int | None, target_mb: float | None, recover_s: float
+) -> ShrinkDemand | None:
+    if method not in _METHODS:
+        raise ConfigError(f"--shrink-by {method}: want {', '.join(_METHODS)}", param="shrink_by")
+    if target_parameters is None and target_mb is None:
+        return None
+    if target_parameters is not None and target_mb is not None:
+        raise ConfigError("name one of --target-parameters and --target-mb", param="target_mb")
+    return ShrinkDemand(
+        target_parameters=target_parameters,
+        target_size_bytes=None if target_mb is None else int(target_mb * _MB),
+        method=_METHODS[method],
+        recover_s=recover_s,
+    )
 
 
 def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -3,16 +3,20 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from maas.core.errors import EngineError
+from maas.edge.export.edit import (
+    joined,
+    put_nodes,
+    quantise_embedding,
+    replace_weights,
+    split_product,
+)
 from maas.edge.export.gptq import Rounded
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -34,6 +38,8 @@ class BuildOptions:
         block_size: Weights that share a scale.
         head_bits: Of the head, and of the embedding where it is the same.
         accuracy_level: 4 computes products of int4 weights in int8, 1 in float32.
+        algorithm: ``rtn`` or ``k_quant``. Weights of ours take the place of the former's: it is the
+            one whose tensors are named alike in graph and embedding.
     """
 
     execution_provider: str = "cpu"
@@ -41,6 +47,7 @@ class BuildOptions:
     block_size: int = 64
     head_bits: int = 8
     accuracy_level: int = 4
+    algorithm: str = "rtn"
 
     def arguments(self) -> list[str]:
         """Return the builder's extra options."""
@@ -49,8 +56,7 @@ class BuildOptions:
         options = [
             f"block_size={self.block_size}",
             f"accuracy_level={self.accuracy_level}",
-            # The one algorithm whose tensors are named alike in graph and embedding.
-            "algo_config=rtn",
+            f"algo_config={self.algorithm}",
         ]
         if self.precision == "int4" and self.head_bits != 4:
             options.append(f"matmul_mixed_precision=last_matmul:int{self.head_bits}")
@@ -89,49 +95,44 @@ def put_weights(folder: Path, rounded: Mapping[str, Rounded]) -> int:
 
     Args:
         folder: What ``build`` made.
-        rounded: Weights by the names of their modules (``model.layers.0.self_attn.q_proj``).
+        rounded: Weights by the names of their modules (``model.layers.0.self_attn.q_proj``); one
+            of low rank has two, with ``.down`` and ``.up`` behind its name.
 
     Returns:
         How many products of the graph got theirs.
     """
     model = onnx.load(str(folder / GRAPH))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
     num_put = 0
     for node in model.graph.node:
-        parts = _modules_of(node.name, rounded) if node.op_type == "MatMulNBits" else None
-        if parts is None:
+        names = modules_of(node.name) if node.op_type == "MatMulNBits" else ()
+        parts = [rounded[name] for name in names if name in rounded]
+        ups = [rounded[f"{name}.up"] for name in names if f"{name}.up" in rounded]
+        made = [node]
+        if names and len(parts) == len(names):
+            replace_weights(node, tensors, joined(parts))
+        elif names and len(ups) == len(names):
+            made, new = split_product(node, _down_of(names[0], rounded), joined(ups))
+            for name in node.input[1:]:
+                model.graph.initializer.remove(tensors.pop(name))
+            model.graph.initializer.extend(new)
+        else:
+            nodes.append(node)
             continue
-        values, scales = _joined(parts)
-        packed = pack(values, parts[0].grid.bits, parts[0].grid.block_size)
-        _replace(tensors[node.input[1]], packed)
-        _replace(
-            tensors[node.input[2]],
-            scales.astype(np.float32).reshape(tuple(tensors[node.input[2]].dims)),
-        )
+        nodes += made
         num_put += 1
-    (folder / DATA).unlink()
-    onnx.save(
-        model,
-        str(folder / GRAPH),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=DATA,
-        size_threshold=1024,
-    )
+    put_nodes(model, nodes)
+    quantise_embedding(model)
+    _save(model, folder)
     return num_put
 
 
-def pack(values: NDArray[np.uint8], bits: int, block_size: int) -> NDArray[np.uint8]:
-    """Pack values as MatMulNBits reads them: (outputs, blocks, bytes), the low half first."""
-    num_outputs, num_inputs = values.shape
-    num_blocks = -(-num_inputs // block_size)
-    padded = np.full((num_outputs, num_blocks * block_size), 1 << (bits - 1), np.uint8)
-    padded[:, :num_inputs] = values
-    blocks = padded.reshape(num_outputs, num_blocks, block_size)
-    if bits == 8:
-        return blocks
-    high = np.left_shift(blocks[..., 1::2], 4, dtype=np.uint8)
-    return np.bitwise_or(blocks[..., 0::2], high)
+def shrink_embedding(folder: Path) -> None:
+    """Bring the embedding of a built graph to eight bits, where its head has eight."""
+    model = onnx.load(str(folder / GRAPH))
+    if quantise_embedding(model):
+        _save(model, folder)
 
 
 def modules_of(node: str) -> tuple[str, ...]:
@@ -144,18 +145,19 @@ def modules_of(node: str) -> tuple[str, ...]:
     return tuple(f"model.layers.{layer}.{_PARTS[part]}.{short}_proj" for short in shorts)
 
 
-def _modules_of(node: str, rounded: Mapping[str, Rounded]) -> list[Rounded] | None:
-    names = modules_of(node)
-    known = bool(names) and all(item in rounded for item in names)
-    return [rounded[item] for item in names] if known else None
+def _down_of(name: str, rounded: Mapping[str, Rounded]) -> Rounded:
+    """Return a module's first factor; those that have the same one keep it at the first of them."""
+    shared = re.sub("[kv]_proj$", "q_proj", name)
+    return rounded[f"{name}.down"] if f"{name}.down" in rounded else rounded[f"{shared}.down"]
 
 
-def _joined(parts: Sequence[Rounded]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    values = np.concatenate([part.values.numpy() for part in parts])
-    return values, np.concatenate([part.scales.numpy() for part in parts])
-
-
-def _replace(tensor: onnx.TensorProto, array: NDArray[np.uint8] | NDArray[np.float32]) -> None:
-    if tuple(tensor.dims) != array.shape:
-        raise EngineError(f"{tensor.name}: shape {tuple(tensor.dims)}, and ours is {array.shape}")
-    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+def _save(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / DATA).unlink()
+    onnx.save(
+        model,
+        str(folder / GRAPH),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=DATA,
+        size_threshold=1024,
+    )

@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-_BESIDE = (
+BESIDE = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
 )
 
 
 def copy_beside(model_dir: Path, folder: Path) -> None:
     """Copy tokenizer and template."""
-    for name in _BESIDE:
+    for name in BESIDE:
         if (model_dir / name).exists():
             shutil.copyfile(model_dir / name, folder / name)
 

@@ -20,9 +20,9 @@ from maas.core.lifeline import LIFELINE_FLAG
 
 PRECISION = "int8"
 BLOCK_SIZE = 64
-_VERSION = 1
+_VERSION = 2
 _RECORD = "form.json"
-# Eight bits and the scales; the embedding in float32; the graph while it is written.
+# Eight bits and the scales; the builder's, with the embedding in float32, while it is made smaller.
 _ROOM_FACTOR = 3
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from maas.core.errors import MaasError
 from maas.core.lifeline import LIFELINE_FLAG, end_with_parent
-from maas.edge.export.build import BuildOptions, build
+from maas.edge.export.build import BuildOptions, build, shrink_embedding
 from maas.edge.export.finish import put_beside
 from maas.edge.export.form import BLOCK_SIZE, PRECISION
 from maas.edge.export.merge import merge_adapter
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
         if adapters:
             model_dir = merge_adapter(model_dir, adapters[0], merged)
         build(model_dir, out, BuildOptions("cpu", PRECISION, BLOCK_SIZE))
+        shrink_embedding(out)
         put_beside(model_dir, out, max_model_len=None)
     except MaasError as error:
         sys.stderr.write(f"{error.message}\n")

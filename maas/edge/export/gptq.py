@@ -3,25 +3,29 @@
 Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (Frantar et al., 2023, algorithm 1), with groups of fixed scales. A column of a weight is rounded,
 and the columns not rounded yet take over its error, as far as the inputs seen in calibration
-correlate. Layers are rounded one after the other, each on what the rounded ones before it give.
+correlate. Blocks are rounded one after the other, each on what the rounded ones before it give.
 
 The grid is onnxruntime's symmetric MatMulNBits: ``w = (q - zero) * scale``, one scale for each
 block of a row, ``zero`` 8 of 4 bits and 128 of 8. A scale may be negative: the larger side of a
 block gets the one value more that the grid has below zero.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from maas.edge.export.blocks import adder, first_inputs, linear_groups, linear_of, run_block
 
 # Part of the mean of a Hessian's diagonal that is added to it, so that it can be inverted.
 _DAMPING = 0.01
 _SHRINKS = tuple(1.0 - 0.04 * step for step in range(9))
 # Errors reach beyond this many columns in one product, not one by one. A multiple of any block.
-_SPAN = 256
+_SPAN = 128
+# Weights that are rounded to the nearest in one go.
+_MAX_NEAREST = 1 << 24
 Tell = Callable[[float], None]
 
 
@@ -92,31 +96,63 @@ def round_weight(weight: Tensor, hessian: Tensor | None, grid: Grid) -> Rounded:
             weight to the nearest value.
         grid: Where.
     """
-    num_inputs = weight.shape[1]
-    rest = weight.float().clone()
-    values = torch.zeros(weight.shape, dtype=torch.uint8)
-    scales = torch.zeros(weight.shape[0], -(-num_inputs // grid.block_size))
-    diagonal = torch.ones(num_inputs) if hessian is None else hessian.diagonal().clone()
-    inverse = None if hessian is None else _inverse_root(hessian)
+    if hessian is None:
+        return round_nearest(weight, grid)
+    scales = _group_scales(weight, hessian.diagonal(), grid)
+    # What counts most is rounded first, while there are many columns left to take over its error.
+    order = hessian.diagonal().argsort(descending=True)
+    by_column = scales.repeat_interleave(grid.block_size, 1)[:, order].T.contiguous()
+    # Columns are gone through one by one: each lies in one piece.
+    rest = weight.float()[:, order].T.contiguous()
+    inverse = _inverse_root(hessian[order][:, order])
+    values = torch.zeros(rest.shape, dtype=torch.uint8)
+    num_inputs = len(rest)
     for start in range(0, num_inputs, _SPAN):
         end = min(start + _SPAN, num_inputs)
-        errors = torch.zeros(weight.shape[0], end - start)
+        errors = torch.zeros(end - start, len(weight))
         for column in range(start, end):
-            block = column // grid.block_size
-            if column % grid.block_size == 0:
-                stop = min(column + grid.block_size, num_inputs)
-                scales[:, block] = find_scales(rest[:, column:stop], grid, diagonal[column:stop])
-            scale = scales[:, block]
-            placed = _place(rest[:, column], scale, grid)
-            values[:, column] = placed.to(torch.uint8)
-            if inverse is None:
-                continue
-            error = (rest[:, column] - (placed - grid.zero) * scale) / inverse[column, column]
-            rest[:, column + 1 : end] -= torch.outer(error, inverse[column, column + 1 : end])
-            errors[:, column - start] = error
-        if inverse is not None:
-            rest[:, end:] -= errors @ inverse[start:end, end:]
-    return Rounded(grid, values, scales)
+            placed = _place(rest[column], by_column[column], grid)
+            values[order[column]] = placed.to(torch.uint8)
+            error = rest[column] - (placed - grid.zero) * by_column[column]
+            error /= inverse[column, column]
+            rest[column + 1 : end].addr_(inverse[column, column + 1 : end], error, alpha=-1)
+            errors[column - start] = error
+        rest[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)
+    return Rounded(grid, values.T.contiguous(), scales)
+
+
+def _group_scales(weight: Tensor, importance: Tensor, grid: Grid) -> Tensor:
+    """Return the scales of all blocks, shape (outputs, blocks)."""
+    starts = range(0, weight.shape[1], grid.block_size)
+    blocks = [slice(start, start + grid.block_size) for start in starts]
+    return torch.stack(
+        [find_scales(weight[:, block].float(), grid, importance[block]) for block in blocks], 1
+    )
+
+
+def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
+    """Round each weight, shape (outputs, inputs), to the nearest value; needs no calibration."""
+    num_inputs = weight.shape[1]
+    num_blocks = -(-num_inputs // grid.block_size)
+    values: list[Tensor] = []
+    scales: list[Tensor] = []
+    # In parts: several copies in float32 are in memory.
+    for part in weight.split(max(1, _MAX_NEAREST // num_inputs)):
+        filled = nn.functional.pad(part.float(), (0, num_blocks * grid.block_size - num_inputs))
+        blocks = filled.view(-1, grid.block_size)
+        found = find_scales(blocks, grid)
+        placed = _place(blocks, found[:, None], grid).to(torch.uint8)
+        values.append(placed.view(len(part), -1)[:, :num_inputs])
+        scales.append(found.view(len(part), num_blocks))
+    return Rounded(grid, torch.cat(values), torch.cat(scales))
+
+
+def round_together(weights: Sequence[Tensor], hessian: Tensor, grid: Grid) -> list[Rounded]:
+    """Round weights that have the same inputs; as ``round_weight`` does each, in one go."""
+    joined = round_weight(torch.cat(list(weights)), hessian, grid)
+    sizes = [len(weight) for weight in weights]
+    parts = zip(joined.values.split(sizes), joined.scales.split(sizes), strict=True)
+    return [Rounded(grid, values, scales) for values, scales in parts]
 
 
 def _place(weights: Tensor, scales: Tensor, grid: Grid) -> Tensor:
@@ -137,10 +173,23 @@ def _inverse_root(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
+@dataclass(frozen=True)
+class RoundedLayers:
+    """What a model's blocks became.
+
+    Attributes:
+        layers: Each linear layer, by its name in the model.
+        states: What the last block gives on each batch of the calibration.
+    """
+
+    layers: dict[str, Rounded]
+    states: list[Tensor]
+
+
 @torch.no_grad()
 def round_layers(
     model: nn.Module, batches: Sequence[Tensor], grid: Grid, tell: Tell
-) -> dict[str, Rounded]:
+) -> RoundedLayers:
     """Round the linear layers of a causal language model's blocks, in place.
 
     Args:
@@ -148,111 +197,41 @@ def round_layers(
         batches: Token ids for calibration, each of shape (rows, length).
         grid: Where.
         tell: Told the share that is done, 0 to 1.
-
-    Returns:
-        What each linear layer became, by its name in the model.
     """
     body: Any = model.get_submodule("model")
     blocks = body.layers
-    states, calls = _first_inputs(model, blocks[0], batches)
+    states, calls = first_inputs(model, blocks[0], batches)
     rounded: dict[str, Rounded] = {}
     for index, block in enumerate(blocks):
-        for group in _groups(block, states[0], calls[0]):
-            hessian = _hessian(block, group[0], states, calls)
-            for name in group:
-                linear = _linear(block, name)
-                result = round_weight(linear.weight.data, hessian, grid)
+        groups = linear_groups(block, states[0], calls[0])
+        for group, hessian in zip(groups, _hessians(block, groups, states, calls), strict=True):
+            linears = [linear_of(block, name) for name in group]
+            results = round_together([linear.weight.data for linear in linears], hessian, grid)
+            for name, linear, result in zip(group, linears, results, strict=True):
                 linear.weight.data = result.weight().to(linear.weight.dtype)
                 rounded[f"model.layers.{index}.{name}"] = result
-        states = [_run(block, state, call) for state, call in zip(states, calls, strict=True)]
+        states = [run_block(block, state, call) for state, call in zip(states, calls, strict=True)]
         tell((index + 1) / len(blocks))
-    return rounded
+    return RoundedLayers(rounded, states)
 
 
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    return cast("nn.Linear", block.get_submodule(name))
-
-
-class _Caught(Exception):
-    """No error: ends a forward pass early."""
-
-
-def _first_inputs(
-    model: nn.Module, first: nn.Module, batches: Sequence[Tensor]
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Return what the first block gets for each batch: hidden states, and the other arguments."""
-    states: list[Tensor] = []
-    calls: list[dict[str, Any]] = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-        calls.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
-        raise _Caught
-
-    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for batch in batches:
-            try:
-                model(batch, use_cache=False)
-            except _Caught:
-                continue
-    finally:
-        handle.remove()
-    return states, calls
-
-
-def _run(block: nn.Module, state: Tensor, call: dict[str, Any]) -> Tensor:
-    out = block(state, **call)
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _groups(block: nn.Module, state: Tensor, call: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the linear layers that get the same input together, in the order they run."""
-    seen: dict[int, list[str]] = {}
-    kept: list[Tensor] = []
-    handles: list[Any] = []
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear):
-
-            def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                # Kept alive: an address is used again when a tensor goes.
-                kept.append(args[0])
-                seen.setdefault(id(args[0]), []).append(name)
-
-            handles.append(module.register_forward_pre_hook(note))
-    _run(block, state[:1], _first_row(call))
-    for handle in handles:
-        handle.remove()
-    yield from seen.values()
-
-
-def _first_row(call: dict[str, Any]) -> dict[str, Any]:
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] > 1:
-            return value[:1]
-        if isinstance(value, tuple):
-            return tuple(cut(item) for item in value)
-        return value
-
-    return {name: value if name == "cache_position" else cut(value) for name, value in call.items()}
-
-
-def _hessian(
-    block: nn.Module, name: str, states: Sequence[Tensor], calls: Sequence[dict[str, Any]]
-) -> Tensor:
-    """Return the sum of the outer products of a linear layer's inputs."""
-    linear = _linear(block, name)
-    size = linear.in_features
-    total = torch.zeros(size, size)
-
-    def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        rows = args[0].reshape(-1, size).float()
-        total.addmm_(rows.T, rows)
-
-    handle = linear.register_forward_pre_hook(add)
+def _hessians(
+    block: nn.Module,
+    groups: Sequence[Sequence[str]],
+    states: Sequence[Tensor],
+    calls: Sequence[dict[str, Any]],
+) -> list[Tensor]:
+    """Return the sum of the outer products of each group's inputs, in one pass for all."""
+    linears = [linear_of(block, group[0]) for group in groups]
+    totals = [torch.zeros(linear.in_features, linear.in_features) for linear in linears]
+    handles = [
+        linear.register_forward_pre_hook(adder(total))
+        for linear, total in zip(linears, totals, strict=True)
+    ]
     try:
         for state, call in zip(states, calls, strict=True):
-            _run(block, state, call)
+            run_block(block, state, call)
     finally:
-        handle.remove()
-    return total
+        for handle in handles:
+            handle.remove()
+    return totals

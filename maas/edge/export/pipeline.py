@@ -1,12 +1,12 @@
 """One export, from weights to a signed bundle. Runs in a process of its own: it loads torch."""
 
-import copy
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
 from maas.edge.export.encoder import make_encoder
-from maas.edge.export.finish import copy_beside, put_beside
+from maas.edge.export.finish import put_beside
 from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.runtime_adapters import (
@@ -28,7 +28,8 @@ from maas.edge.export.runtime_adapters import (
     take_adapters,
     with_adapters,
 )
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
+from maas.edge.export.smaller import graph_limit, shrink
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 from maas.edge.quality.measure import Reference, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
@@ -36,11 +37,8 @@ from maas.edge.runtime.bundle.archive import hash_file, pack
 from maas.edge.runtime.bundle.manifest import ADAPTERS, Adapter, Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.shrink.prune import prune
-from maas.edge.shrink.recover import recover
 
-CALIBRATION_ROWS = 48
-_BATCH_ROWS = 16
+CALIBRATION_ROWS = 32
 _ROLES = {
     **{"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"},
     **{"chat_template.jinja": "template", "receipt.json": "receipt"},
@@ -117,6 +115,7 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     report(Progress(phase="packing", percent=97, message="packing and signing"))
     manifest = _manifest(spec, folder, proved.summary, cost)
     made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
+    _check_size(spec)
     shutil.rmtree(spec.work_dir, ignore_errors=True)
     return ExportResult(
         bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
@@ -131,9 +130,22 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         spec.adapters, original.model, lambda m: _reference(replace(original, model=m)), report
     )
     folder = spec.work_dir / "bundle"
-    rows = _calibrate(spec, original, report)
-    shrunk = None if spec.shrink is None else _shrink(spec.shrink, original, rows, spec, report)
-    tried = _make_graph(spec, original, reference, rows, folder, report)
+    # Written once, and only where something needs it.
+    rows = cache(lambda: _calibrate(spec, original, report))
+    limit, shrunk = graph_limit(spec, original.model_dir), None
+    if spec.shrink is not None:
+        shrunk = shrink(
+            spec.shrink, original.model, original.model_dir, rows(), spec=spec, report=report
+        )
+        original.model_dir = shrunk.model_dir
+    source = Source(
+        original.model_dir,
+        original.model,
+        rows,
+        is_low_rank=shrunk is not None and shrunk.is_low_rank,
+        max_size_bytes=limit,
+    )
+    tried = _make_graph(spec, source, reference, folder, report)
     if taken:
         put_adapters(folder, taken, original.model)
     report(Progress(phase="quality", percent=80, message="comparing with the original"))
@@ -144,6 +156,7 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         min_score_percent=spec.quality.min_score_percent,
         goal_percent=spec.quality.goal_percent,
         force=spec.quality.force,
+        max_kl_divergence=spec.quality.max_kl_divergence,
     )
     receipt = {"quality": msgspec.to_builtins(proof), "search": tried, "seed": spec.seed}
     summary = {
@@ -153,8 +166,20 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "verdict": proof.verdict,
     }
     proofs = prove_adapters(folder, taken, spec, original.encode)
-    receipt, summary = with_adapters(receipt | {"shrink": shrunk}, summary, proofs)
+    done = None if shrunk is None else shrunk.receipt
+    receipt, summary = with_adapters(receipt | {"shrink": done}, summary, proofs)
     return _Proved(folder, original.model_dir, receipt, summary)
+
+
+def _check_size(spec: ExportSpec) -> None:
+    """Refuse a bundle that is larger than was asked for."""
+    size = spec.out_path.stat().st_size
+    wanted = None if spec.shrink is None else spec.shrink.target_size_bytes
+    if wanted is not None and size > wanted:
+        spec.out_path.unlink()
+        raise BundleRefused(
+            f"the bundle takes {size} bytes and {wanted} are asked for", param="target_size_bytes"
+        )
 
 
 def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
@@ -175,6 +200,11 @@ def _check(spec: ExportSpec) -> None:
         raise CapabilityMissing(
             "adapters at run time need the base as it was: merge them, or do not shrink it",
             param="adapter_mode",
+        )
+    if spec.precision == "fp16" and spec.shrink is not None and spec.shrink.method != "prune":
+        raise CapabilityMissing(
+            "fp16 with lower ranks: they are put into graphs of int4 and int8 only; prune instead",
+            param="precision",
         )
     if spec.precision == "fp16" and spec.target != "cuda":
         raise CapabilityMissing(
@@ -218,44 +248,15 @@ def _calibrate(spec: ExportSpec, original: _Original, report: Report) -> Tensor:
     )
 
 
-def _shrink(
-    demand: ShrinkDemand, original: _Original, rows: Tensor, spec: ExportSpec, report: Report
-) -> dict[str, Any]:
-    """Prune the model and bring it nearer to what it was; its files are others from here on."""
-    teacher = copy.deepcopy(original.model) if demand.recover_s else None
-    report(Progress(phase="pruning", percent=30, message="taking out what does least"))
-    done = prune(original.model, list(rows.split(_BATCH_ROWS)), demand.target_parameters).plain()
-    if teacher is not None:
-        done["recovery"] = recover(
-            original.model,
-            teacher,
-            rows,
-            max_seconds=demand.recover_s,
-            tell=lambda share: report(
-                Progress(phase="recovering", percent=30 + 10 * share, message="tuning what is left")
-            ),
-        ).plain()
-    folder = spec.work_dir / "shrunk"
-    original.model.save_pretrained(folder)
-    copy_beside(original.model_dir, folder)
-    original.model_dir = folder
-    return done
-
-
 def _make_graph(
-    spec: ExportSpec,
-    original: _Original,
-    reference: Reference,
-    rows: Tensor,
-    folder: Path,
-    report: Report,
+    spec: ExportSpec, source: Source, reference: Reference, folder: Path, report: Report
 ) -> list[dict[str, Any]]:
     if spec.precision == "fp16":
         report(Progress(phase="building", percent=40))
-        build(original.model_dir, folder, BuildOptions(PROVIDERS[spec.target], "fp16"))
+        build(source.model_dir, folder, BuildOptions(PROVIDERS[spec.target], "fp16"))
         return []
     tried = search(
-        Source(original.model_dir, original.model, rows),
+        source,
         reference,
         folder,
         spec=spec,

@@ -1,69 +1,108 @@
-"""Searches the settings of a quantised graph: the fastest that keeps enough."""
+"""Searches the settings of a quantised graph: the fastest and smallest that keeps enough."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from maas.edge.export.build import PROVIDERS, BuildOptions, build, put_weights
-from maas.edge.export.gptq import Grid, Rounded, round_layers, round_weight
+from maas.core.errors import BundleRefused
+from maas.edge.export.blocks import adder
+from maas.edge.export.build import DATA, GRAPH, PROVIDERS, BuildOptions, build, put_weights
+from maas.edge.export.gptq import Grid, Rounded, round_layers, round_nearest, round_weight
+from maas.edge.export.sizes import Sizes
 from maas.edge.export.spec import ExportSpec
 from maas.edge.quality.measure import Likeness, Reference, likeness
 from maas.edge.quality.scorers import OnnxScorer
 from maas.edge.runtime.engine.options import EngineOptions
 
-# Nats a golden token may lie from the original: the answers stay the original's in kind.
-MAX_KL_DIVERGENCE = 0.25
 _BATCH_ROWS = 16
+Algorithm = Literal["gptq", "rtn", "k_quant"]
 Tell = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to quantise, as tried.
+    """One way to quantise.
 
     Attributes:
         block_size: Weights that share a scale.
         body_bits: Of the layers.
         head_bits: Of the head and the embedding.
+        algorithm: ``gptq`` needs calibration; ``rtn`` takes the nearest value on scales that were
+            searched; ``k_quant`` is the builder's, with a zero point for each block.
+        accuracy_level: 4 computes products in int8, 1 in float32: slower, and nearer.
     """
 
     block_size: int
     body_bits: int
     head_bits: int
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What came of a setting."""
-
-    setting: Setting
-    near: Likeness
-    size_bytes: int
+    algorithm: Algorithm = "gptq"
+    accuracy_level: int = 4
 
     def plain(self) -> dict[str, Any]:
         """Return it as the receipt has it."""
         return {
-            "block_size": self.setting.block_size,
-            "body_bits": self.setting.body_bits,
-            "head_bits": self.setting.head_bits,
-            "algorithm": "gptq",
-            "accuracy_level": 4,
-            "kl_divergence": self.near.kl_divergence,
-            "greedy_agreement": self.near.greedy_agreement,
-            "perplexity_ratio": self.near.perplexity_ratio,
-            "size_bytes": self.size_bytes,
+            "block_size": self.block_size,
+            "body_bits": self.body_bits,
+            "head_bits": self.head_bits,
+            "algorithm": self.algorithm,
+            "accuracy_level": self.accuracy_level,
         }
 
 
-# Fastest first. Bits of the head cost time in each step, smaller blocks a little more memory.
+@dataclass(frozen=True)
+class Tried:
+    """What came of a setting.
+
+    Attributes:
+        near: How near it is; none where it was not built.
+        size_bytes: Of the graph and its weights; about, where it was not built.
+        why: Why it was taken, or not.
+    """
+
+    setting: Setting
+    near: Likeness | None
+    size_bytes: int
+    is_taken: bool
+    why: str
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as the receipt has it."""
+        near = self.near
+        measured = (
+            {}
+            if near is None
+            else {
+                "kl_divergence": near.kl_divergence,
+                "greedy_agreement": near.greedy_agreement,
+                "perplexity_ratio": near.perplexity_ratio,
+            }
+        )
+        rest = {"size_bytes": self.size_bytes, "is_taken": self.is_taken, "why": self.why}
+        return self.setting.plain() | measured | rest
+
+
+# Fastest first. Bits of the head cost time in each step, smaller blocks a little more memory, and
+# products in float32 most.
 SETTINGS = {
-    "int4": (Setting(64, 4, 4), Setting(64, 4, 8), Setting(32, 4, 8)),
-    "int8": (Setting(64, 8, 8),),
+    "int4": (
+        Setting(64, 4, 4),
+        Setting(64, 4, 8),
+        Setting(32, 4, 8),
+        Setting(32, 4, 8, "k_quant"),
+        Setting(32, 4, 8, accuracy_level=1),
+        Setting(32, 4, 8, "rtn"),
+    ),
+    "int8": (
+        Setting(64, 8, 8, "rtn"),
+        Setting(64, 8, 8),
+        Setting(32, 8, 8),
+        Setting(32, 8, 8, accuracy_level=1),
+    ),
 }
 
 
@@ -74,54 +113,146 @@ class Source:
     Attributes:
         model_dir: Its files.
         model: Loaded, bfloat16; its weights are changed.
-        rows: Calibration text, shape (rows, length).
+        rows: Gives calibration text, shape (rows, length); asked when a setting needs it.
+        is_low_rank: Whether layers of it were decomposed: the builder cannot round those.
+        max_size_bytes: Of the graph and its weights.
     """
 
     model_dir: Path
     model: Any
-    rows: Tensor
+    rows: Callable[[], Tensor]
+    is_low_rank: bool = False
+    max_size_bytes: int | None = None
 
 
 def search(
     source: Source, reference: Reference, out: Path, *, spec: ExportSpec, tell: Tell
 ) -> list[Tried]:
-    """Try settings until one keeps enough; the last tried is in ``out``.
+    """Try settings until one keeps enough; what was taken is in ``out``.
 
     Args:
         source: The model.
         reference: What the original does.
         out: A new folder for the graph.
-        spec: Says precision and target.
+        spec: Says precision and target, the budget and how many may be tried.
         tell: Told the share done, and what is being done.
 
     Returns:
-        What was tried, in order; if none keeps enough the nearest was built again, and is last.
+        What was tried, in order. If none keeps enough, the nearest was taken.
+
+    Raises:
+        BundleRefused: None is as small as is asked for, or as near as the caller said it must be.
     """
-    tried: list[Tried] = []
-    settings = SETTINGS[spec.precision]
-    rounder = _Rounder(source, tell)
-
-    def attempt(setting: Setting) -> Tried:
-        shutil.rmtree(out, ignore_errors=True)
-        rounded = rounder.round(setting)
-        tell(0.8, f"building block {setting.block_size}, head int{setting.head_bits}")
-        options = BuildOptions(
-            PROVIDERS[spec.target], spec.precision, setting.block_size, setting.head_bits
-        )
-        build(source.model_dir, out, options)
-        put_weights(out, rounded)
-        near = likeness(reference, OnnxScorer(out, EngineOptions(num_threads=spec.num_threads)))
-        size = sum(path.stat().st_size for path in out.iterdir())
-        return Tried(setting, near, size)
-
+    settings = [
+        setting
+        for setting in SETTINGS[spec.precision]
+        if not (source.is_low_rank and setting.algorithm == "k_quant")
+    ]
+    attempt = _Attempts(source, reference, out, spec, tell)
     for setting in settings:
-        tried.append(attempt(setting))
-        if tried[-1].near.kl_divergence <= MAX_KL_DIVERGENCE:
-            return tried
-    best = min(tried, key=lambda item: item.near.kl_divergence)
-    if best is not tried[-1]:
-        tried.append(attempt(best.setting))
-    return tried
+        if attempt.num_built == spec.quality.max_attempts:
+            break
+        if attempt.is_enough(setting):
+            break
+    return attempt.done()
+
+
+class _Attempts:
+    """Builds settings and keeps the nearest.
+
+    Args:
+        source: The model.
+        reference: What the original does.
+        out: Where the graph is to be.
+        spec: The export.
+        tell: Told how far it is.
+    """
+
+    def __init__(
+        self, source: Source, reference: Reference, out: Path, spec: ExportSpec, tell: Tell
+    ) -> None:
+        self.num_built = 0
+        self._source, self._reference, self._out = source, reference, out
+        self._spec, self._tell = spec, tell
+        self._kept = out.with_name(f"{out.name}.kept")
+        self._rounder = _Rounder(source, tell)
+        self._sizes = Sizes.of(source.model)
+        self._tried: list[Tried] = []
+        self._best: int | None = None
+
+    def is_enough(self, setting: Setting) -> bool:
+        """Try one; whether it keeps enough."""
+        limit, budget = self._source.max_size_bytes, self._spec.quality.budget
+        about = self._sizes.graph_bytes(setting.body_bits, setting.head_bits, setting.block_size)
+        if limit is not None and about > limit:
+            self._note(setting, None, about, f"about {about} bytes, over {limit}")
+            return False
+        self.num_built += 1
+        near = self._build(setting)
+        size = sum((self._out / name).stat().st_size for name in (GRAPH, DATA))
+        if limit is not None and size > limit:
+            self._note(setting, near, size, f"{size} bytes, over {limit}")
+            return False
+        divergence = near.kl_divergence
+        enough = divergence <= budget
+        compared = f"{divergence:.3f} nats, {'within' if enough else 'over'} {budget:g}"
+        self._note(setting, near, size, compared)
+        best = None if self._best is None else self._tried[self._best].near
+        if best is None or divergence < best.kl_divergence:
+            self._best = len(self._tried) - 1
+            shutil.rmtree(self._kept, ignore_errors=True)
+            self._out.rename(self._kept)
+        return enough
+
+    def done(self) -> list[Tried]:
+        """Put the nearest where it is to be, and return all."""
+        demand = self._spec.quality
+        if self._best is None:
+            least = min((item.size_bytes for item in self._tried), default=0)
+            raise BundleRefused(
+                f"the smallest setting takes {least} bytes and "
+                f"{self._source.max_size_bytes} are left for it: shrink it further",
+                param="target_size_bytes",
+            )
+        best = self._tried[self._best]
+        near = best.near
+        if near is None or (
+            near.kl_divergence > demand.budget
+            and demand.max_kl_divergence is not None
+            and not demand.force
+        ):
+            raise BundleRefused(
+                f"no setting tried lies within {demand.budget:g} nats a token of the original: "
+                f"{'; '.join(item.why for item in self._tried)}",
+                param="max_kl_divergence",
+            )
+        shutil.rmtree(self._out, ignore_errors=True)
+        self._kept.rename(self._out)
+        is_over = near.kl_divergence > demand.budget
+        why = f"{best.why}; {'the nearest' if is_over else 'the first that is'}"
+        self._tried[self._best] = replace(best, is_taken=True, why=why)
+        return self._tried
+
+    def _note(self, setting: Setting, near: Likeness | None, size: int, why: str) -> None:
+        self._tried.append(Tried(setting, near, size, is_taken=False, why=why))
+
+    def _build(self, setting: Setting) -> Likeness:
+        shutil.rmtree(self._out, ignore_errors=True)
+        rounded = {} if setting.algorithm == "k_quant" else self._rounder.round(setting)
+        self._tell(0.8, f"building block {setting.block_size}, head int{setting.head_bits}")
+        options = BuildOptions(
+            PROVIDERS[self._spec.target],
+            self._spec.precision,
+            setting.block_size,
+            setting.head_bits,
+            setting.accuracy_level,
+            "k_quant" if setting.algorithm == "k_quant" else "rtn",
+        )
+        build(self._source.model_dir, self._out, options)
+        if rounded:
+            put_weights(self._out, rounded)
+        threads = EngineOptions(num_threads=self._spec.num_threads)
+        return likeness(self._reference, OnnxScorer(self._out, threads))
 
 
 class _Rounder:
@@ -135,43 +266,47 @@ class _Rounder:
     def __init__(self, source: Source, tell: Tell) -> None:
         self._source = source
         self._tell = tell
-        self._original = {name: value.clone() for name, value in source.model.state_dict().items()}
-        self._grid: Grid | None = None
+        self._original: dict[str, Tensor] | None = None
+        self._key: tuple[Grid, Algorithm] | None = None
         self._layers: dict[str, Rounded] = {}
+        self._states: Sequence[Tensor] = ()
 
     def round(self, setting: Setting) -> dict[str, Rounded]:
         """Return all weights rounded, by their modules' names."""
         grid = Grid(setting.body_bits, setting.block_size)
-        model = self._source.model
-        if self._grid != grid:
-            model.load_state_dict(self._original)
-            self._layers = round_layers(
-                model,
-                list(self._batches()),
-                grid,
-                lambda share: self._tell(0.75 * share, f"rounding, block {grid.block_size}"),
-            )
-            self._grid = grid
+        if self._key != (grid, setting.algorithm):
+            self._round_layers(grid, setting.algorithm)
+            self._key = grid, setting.algorithm
         head_grid = Grid(setting.head_bits, setting.block_size)
         return {**self._layers, "lm_head": self._head(head_grid)}
 
-    def _batches(self) -> Iterator[Tensor]:
-        return iter(self._source.rows.split(_BATCH_ROWS))
+    def _round_layers(self, grid: Grid, algorithm: Algorithm) -> None:
+        model, told = self._source.model, f"rounding, block {grid.block_size}"
+        if self._original is not None:
+            model.load_state_dict(self._original)
+        if algorithm == "rtn":
+            self._tell(0.0, told)
+            self._states = ()
+            self._layers = {
+                name: round_nearest(module.weight.data, grid)
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear) and name != "lm_head"
+            }
+            return
+        if self._original is None:
+            self._original = {name: value.clone() for name, value in model.state_dict().items()}
+        batches = self._source.rows().split(_BATCH_ROWS)
+        made = round_layers(model, batches, grid, lambda share: self._tell(0.75 * share, told))
+        self._layers, self._states = made.layers, made.states
 
     @torch.no_grad()
     def _head(self, grid: Grid) -> Rounded:
         """Round the head by what the rounded layers give it."""
-        head = self._source.model.get_output_embeddings()
-        weight = head.weight.data
-        if grid.bits == 8:
-            return round_weight(weight, None, grid)
+        weight = self._source.model.get_output_embeddings().weight.data
+        if grid.bits == 8 or not self._states:
+            return round_nearest(weight, grid)
         total = torch.zeros(weight.shape[1], weight.shape[1])
-
-        def add(_: Any, args: tuple[Tensor, ...]) -> None:
-            rows = args[0].reshape(-1, weight.shape[1]).float()
-            total.addmm_(rows.T, rows)
-
-        body = self._source.model.get_submodule("model")
-        for batch in self._batches():
-            add(None, (body(batch, use_cache=False).last_hidden_state,))
+        add, norm = adder(total), self._source.model.get_submodule("model.norm")
+        for state in self._states:
+            add(norm, (norm(state),))
         return round_weight(weight, total, grid)

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maas.edge.runtime.bundle.manifest import ADAPTER_NAME
 
 AdapterMode = Literal["merge", "runtime"]
 Target = Literal["cpu", "cuda", "mobile"]
 Precision = Literal["int4", "int8", "fp16"]
+ShrinkMethod = Literal["prune", "low_rank", "both"]
+# Nats a golden token may lie from the original: the answers stay the original's in kind.
+MAX_KL_DIVERGENCE = 0.25
 
 
 class _Frozen(BaseModel):
@@ -23,17 +26,38 @@ class QualityDemand(_Frozen):
     """Under this share of the original's task score the export is refused."""
     goal_percent: float = Field(default=98.0, ge=0, le=100)
     """What the search for settings tries to reach."""
+    max_kl_divergence: float | None = Field(default=None, gt=0)
+    """Nats a token that it may lie from the original. Without one the search for settings aims at
+    0.25 and takes the nearest it finds; with one, an export that lies further away is refused."""
+    max_attempts: int = Field(default=4, ge=1, le=10)
+    """Settings that are built and compared at most."""
     force: bool = False
     """Make it all the same, marked as forced."""
+
+    @property
+    def budget(self) -> float:
+        """What the search for settings stays within, in nats a token."""
+        return MAX_KL_DIVERGENCE if self.max_kl_divergence is None else self.max_kl_divergence
 
 
 class ShrinkDemand(_Frozen):
     """What a model should lose before it is quantised."""
 
-    target_parameters: int = Field(ge=1)
-    """At most so many are left: blocks go first, then width."""
+    target_parameters: int | None = Field(default=None, ge=1)
+    """At most so many are left."""
+    target_size_bytes: int | None = Field(default=None, ge=1)
+    """The finished bundle takes at most so many."""
+    method: ShrinkMethod = "prune"
+    """``prune`` takes out blocks, then width, then attention heads; ``low_rank`` makes two thin
+    layers of one; ``both`` prunes half of what must go."""
     recover_s: float = Field(default=300.0, ge=0)
     """Seconds of tuning towards the original afterwards."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "ShrinkDemand":
+        if (self.target_parameters is None) == (self.target_size_bytes is None):
+            raise ValueError("name one of target_parameters and target_size_bytes")
+        return self
 
 
 class RuntimeAdapter(_Frozen):

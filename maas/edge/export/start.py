@@ -50,6 +50,7 @@ def run_export(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env=_environment(),
             start_new_session=True,
         ) as child,
     ):
@@ -77,6 +78,15 @@ def run_export(
 def _end_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    """Have torch's threads sleep where they wait.
+
+    Beside other work one that waits for its neighbour would burn the very time that one needs: a
+    small product took ten times as long.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def _last_line(log: Path) -> str:

@@ -1,7 +1,7 @@
 """Compares a bundle with its original and says what is kept."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from maas.edge.quality.scorers import Scorer
+from maas.edge.quality.scorers import Scorer, Text, log_softmax
 from maas.edge.quality.tasks import Item
 
 MAX_GOLDEN_TOKENS = 48
@@ -98,20 +98,26 @@ def take_reference(
         encode: Turns a text into tokens.
     """
     golden: list[Golden] = []
-    for prompt in prompts:
-        answer = scorer.greedy(prompt, MAX_GOLDEN_TOKENS)
+    answers = scorer.greedy(prompts, MAX_GOLDEN_TOKENS)
+    for prompt, answer in zip(prompts, answers, strict=True):
         if answer:
             rows = scorer.logits([*prompt, *answer], len(prompt) - 1)[:-1]
-            kept = _log_softmax(rows).astype(np.float32)
+            kept = log_softmax(rows).astype(np.float32)
             golden.append(Golden(tuple(prompt), tuple(answer), kept))
-    correct = tuple(is_correct(scorer, item, encode) for item in items)
-    return Reference(tuple(items), correct, tuple(golden))
+    return Reference(tuple(items), which_correct(scorer, items, encode), tuple(golden))
 
 
-def is_correct(scorer: Scorer, item: Item, encode: Encode) -> bool:
-    """Say whether the right ending is the likeliest, by its mean over tokens."""
+def which_correct(scorer: Scorer, items: Sequence[Item], encode: Encode) -> tuple[bool, ...]:
+    """Say of each item whether the right ending is the likeliest, by its mean over tokens."""
+    texts = [text for item in items for text in _texts(item, encode)]
+    scores = iter(scorer.ends(texts))
+    return tuple(
+        int(np.argmax([next(scores) for _ in item.endings])) == item.answer for item in items
+    )
+
+
+def _texts(item: Item, encode: Encode) -> Iterator[Text]:
     context = encode(item.context)
-    scores: list[float] = []
     for ending in item.endings:
         tokens = encode(item.context + ending)
         # Where the tokenizer merges over the border, the ending begins with the first that differs.
@@ -119,9 +125,7 @@ def is_correct(scorer: Scorer, item: Item, encode: Encode) -> bool:
             (i for i, (a, b) in enumerate(zip(context, tokens, strict=False)) if a != b),
             min(len(context), len(tokens) - 1),
         )
-        rows = _log_softmax(scorer.logits(tokens, start - 1)[:-1])
-        scores.append(float(rows[np.arange(len(rows)), tokens[start:]].mean()))
-    return int(np.argmax(scores)) == item.answer
+        yield Text(tuple(tokens), start)
 
 
 def likeness(reference: Reference, bundle: Scorer) -> Likeness:
@@ -131,7 +135,7 @@ def likeness(reference: Reference, bundle: Scorer) -> Likeness:
     loss: list[NDArray[Any]] = []
     for golden in reference.golden:
         tokens = [*golden.prompt, *golden.answer]
-        ours = _log_softmax(bundle.logits(tokens, len(golden.prompt) - 1)[:-1])
+        ours = log_softmax(bundle.logits(tokens, len(golden.prompt) - 1)[:-1])
         theirs = golden.logprobs.astype(np.float64)
         divergence.append((np.exp(theirs) * (theirs - ours)).sum(-1))
         agrees.append(ours.argmax(-1) == theirs.argmax(-1))
@@ -144,7 +148,7 @@ def likeness(reference: Reference, bundle: Scorer) -> Likeness:
     )
 
 
-def measure(
+def measure(  # noqa: PLR0913 - the bounds, all by keyword
     reference: Reference,
     bundle: Scorer,
     encode: Encode,
@@ -152,6 +156,7 @@ def measure(
     min_score_percent: float,
     goal_percent: float,
     force: bool,
+    max_kl_divergence: float | None = None,
 ) -> QualityReceipt:
     """Compare a bundle with the original.
 
@@ -162,15 +167,18 @@ def measure(
         min_score_percent: Under it the verdict is ``refused``, or ``forced``.
         goal_percent: Written down.
         force: Whether a bundle under it is wanted all the same.
+        max_kl_divergence: Nats a token it may lie from the original; none sets no bound.
     """
+    does = which_correct(bundle, reference.items, encode)
     pairs = [
-        (item.task, was, is_correct(bundle, item, encode))
-        for item, was in zip(reference.items, reference.correct, strict=True)
+        (item.task, was, now)
+        for item, was, now in zip(reference.items, reference.correct, does, strict=True)
     ]
     num_original = max(sum(was for _, was, _ in pairs), 1)
     score = 100.0 * sum(now for _, _, now in pairs) / num_original
     near = likeness(reference, bundle)
-    is_good = score >= min_score_percent
+    is_near = max_kl_divergence is None or near.kl_divergence <= max_kl_divergence
+    is_good = score >= min_score_percent and is_near
     return QualityReceipt(
         tasks=_by_task(pairs),
         num_items=len(pairs),
@@ -213,15 +221,10 @@ def _interval(pairs: Sequence[tuple[str, bool, bool]], num_original: int) -> tup
 
 def _free_running(reference: Reference, bundle: Scorer) -> float:
     shares: list[float] = []
-    for golden in reference.golden:
-        said = bundle.greedy(golden.prompt, len(golden.answer))
+    answers = bundle.greedy([golden.prompt for golden in reference.golden], MAX_GOLDEN_TOKENS)
+    for golden, said in zip(reference.golden, answers, strict=True):
         pairs = zip(said, golden.answer, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(said))
+        shorter = min(len(said), len(golden.answer))
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
         shares.append(same / len(golden.answer))
     return sum(shares) / max(len(shares), 1)
-
-
-def _log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))

@@ -19,7 +19,7 @@ from maas.core.settings import GatewaySettings
 from maas.gateway.authority import check_is_device
 from maas.gateway.devices.desk import HeartbeatDesk
 from maas.gateway.devices.schemas import shown_device
-from maas.gateway.errors import invalid, send_error
+from maas.gateway.errors import send_error
 from maas.gateway.relay.app import Relay
 from maas.gateway.relay.http import read_body, request_id_of
 from maas.gateway.relay.key_access import KeyAccess
@@ -30,6 +30,7 @@ from maas.protocol.devices import (
     enrol_decoder,
     heartbeat_decoder,
 )
+from maas.protocol.refusals import invalid
 from maas.store.actor import Actor, acting_as
 from maas.store.enrolment import Applicant
 from maas.store.fleet import Fleet
@@ -171,7 +172,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise invalid(error, frozenset()) from error
+        raise invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedBody(f"the body is not valid JSON: {error}") from error
     except RecursionError as error:

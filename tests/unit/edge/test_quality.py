@@ -1,12 +1,17 @@
 """The proof of quality: a copy keeps all, and something else does not pass for it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from maas.edge.quality.measure import likeness, measure, take_reference
+from maas.edge.quality.scorers import OnnxScorer, Text, TorchScorer, mean_logprob
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
+from maas.edge.runtime.engine.options import EngineOptions
 
 VOCAB = 128
 EOS = 0
@@ -23,7 +28,16 @@ class Model:
     def logits(self, tokens: Sequence[int], num_before: int = 0):
         return self._table[np.array(tokens)][num_before:].astype(np.float32)
 
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    def ends(self, texts: Sequence[Text]) -> list[float]:
+        return [
+            mean_logprob(self.logits(text.tokens, text.start - 1)[:-1], text.tokens[text.start :])
+            for text in texts
+        ]
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        return [self._answer(prompt, max_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
         tokens = [int(self._table[prompt[-1]].argmax())]
         while len(tokens) < max_tokens and tokens[-1] != EOS:
             tokens.append(int(self._table[tokens[-1]].argmax()))
@@ -79,3 +93,31 @@ def test_what_keeps_too_little_is_refused_unless_forced(reference) -> None:
     assert prove(reference, other, at_least=score + 1).verdict == "refused"
     assert prove(reference, other, at_least=score + 1, force=True).verdict == "forced"
     assert prove(reference, other, at_least=score).verdict == "passed"
+
+
+def test_texts_scored_together_score_as_each_alone(tiny_weights: Path, tiny: Path) -> None:
+    source = np.random.default_rng(5)
+    start = [int(n) for n in source.integers(0, 256, 9)]
+    # One ending of one token and one of three each, of contexts of different lengths.
+    texts = [
+        Text((*start[:length], *(int(n) for n in source.integers(0, 256, number))), length)
+        for length in (3, 9, 5)
+        for number in (1, 1, 3)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(tiny_weights, dtype=torch.float32).eval()
+    scorers = TorchScorer(model, frozenset([257])), OnnxScorer(tiny, EngineOptions(num_threads=1))
+    for scorer in scorers:
+        alone = [
+            mean_logprob(scorer.logits(text.tokens, text.start - 1)[:-1], text.tokens[text.start :])
+            for text in texts
+        ]
+        assert scorer.ends(texts) == pytest.approx(alone, rel=0.02, abs=0.02)
+
+
+def test_prompts_answered_together_are_answered_as_each_alone(tiny_weights: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_weights, dtype=torch.float32).eval()
+    scorer = TorchScorer(model, frozenset([257]))
+    prompts = [[72, 101, 108, 108, 111], [10, 20], [7]]
+    together = scorer.greedy(prompts, 12)
+    assert together == [scorer.greedy([prompt], 12)[0] for prompt in prompts]
+    assert all(1 <= len(answer) <= 12 for answer in together)

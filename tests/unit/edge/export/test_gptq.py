@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from maas.core.errors import EngineError
-from maas.edge.export.build import BuildOptions, build, pack, put_weights
-from maas.edge.export.gptq import Grid, find_scales, round_layers, round_weight
+from maas.edge.export.build import BuildOptions, build, put_weights
+from maas.edge.export.edit import pack
+from maas.edge.export.gptq import Grid, find_scales, round_layers, round_nearest, round_weight
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.runtime.engine.options import EngineOptions
 
@@ -65,9 +66,12 @@ def test_the_graph_computes_with_the_weights_that_were_put_in(
     bits = int(precision[3:])
     model = AutoModelForCausalLM.from_pretrained(tiny_weights, dtype=torch.float32).eval()
     told: list[float] = []
-    rounded = round_layers(model, [ROWS], Grid(bits, 32), told.append)
+    rounded = round_layers(model, [ROWS], Grid(bits, 32), told.append).layers
     rounded["lm_head"] = round_weight(model.lm_head.weight.data, None, Grid(8, 32))
     model.lm_head.weight.data = rounded["lm_head"].weight()
+    # What is looked up has eight bits as well.
+    table = model.model.embed_tokens.weight
+    table.data = round_nearest(table.data, Grid(8, 32)).weight()
     assert told[-1] == 1.0
     assert len(rounded) == 2 * 7 + 1
     options = BuildOptions(precision=precision, block_size=32, head_bits=8, accuracy_level=1)

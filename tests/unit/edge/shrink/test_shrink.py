@@ -12,7 +12,7 @@ from maas.core.errors import ConfigError
 from maas.edge.export.build import BuildOptions, build
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.shrink.prune import count_parameters, prune
+from maas.edge.shrink.prune import count_parameters, drop_heads, prune
 from maas.edge.shrink.recover import recover
 from tests.unit.edge.conftest import write_tiny_tokenizer
 
@@ -23,7 +23,8 @@ ROWS = torch.tensor(np.random.default_rng(4).integers(0, 256, (8, 32)))
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=256,
+        # No other size is like it: the builder tells the head by that.
+        vocab_size=288,
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=8,
@@ -31,7 +32,7 @@ def model() -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=128,
         initializer_range=0.2,
-        eos_token_id=255,
+        eos_token_id=257,
     )
     return LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
@@ -75,7 +76,37 @@ def test_what_blocks_do_not_give_the_width_does(model, tmp_path: Path):
     write_tiny_tokenizer(tmp_path / "m")
     build(tmp_path / "m", tmp_path / "g", BuildOptions(precision="int8", block_size=32))
     tokens = ROWS[0].tolist()
-    theirs = TorchScorer(again.float(), frozenset([255])).logits(tokens)
+    theirs = TorchScorer(again.float(), frozenset([257])).logits(tokens)
+    ours = OnnxScorer(tmp_path / "g", EngineOptions(num_threads=1)).logits(tokens)
+    assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.99
+
+
+def test_heads_go_where_blocks_and_width_are_not_enough(model, tmp_path: Path):
+    original = copy.deepcopy(model)
+    with torch.no_grad():
+        # The first of two key-value heads says nothing anywhere.
+        for block in original.model.layers:
+            block.self_attn.o_proj.weight[:, :32] = 0
+        expected = original(ROWS).logits
+    before = count_parameters(original)
+    pruned = prune(original, [ROWS], before * 43 // 100)
+    assert pruned.num_key_value_heads == 1
+    assert pruned.num_parameters <= before * 43 // 100
+    assert original.config.num_attention_heads == 2
+    assert original.config.head_dim == 16
+    # They alone: nothing is missed.
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in alone.model.layers:
+            block.self_attn.o_proj.weight[:, :32] = 0
+    drop_heads(alone, [ROWS], 1)
+    with torch.no_grad():
+        assert torch.allclose(alone(ROWS).logits, expected, atol=0.05, rtol=0.05)
+    alone.save_pretrained(tmp_path / "m")
+    write_tiny_tokenizer(tmp_path / "m")
+    build(tmp_path / "m", tmp_path / "g", BuildOptions(precision="int8", block_size=32))
+    tokens = ROWS[0].tolist()
+    theirs = TorchScorer(alone.float(), frozenset([257])).logits(tokens)
     ours = OnnxScorer(tmp_path / "g", EngineOptions(num_threads=1)).logits(tokens)
     assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.99
 

@@ -1,0 +1,119 @@
+"""The search: the first setting within the budget is taken, and all that was tried is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from maas.core.errors import BundleRefused
+from maas.edge.export import quantise
+from maas.edge.export.build import DATA, GRAPH, BuildOptions, build, put_weights
+from maas.edge.export.quantise import Setting, Source, Tried, search
+from maas.edge.export.sizes import Sizes
+from maas.edge.export.spec import ExportSpec, QualityDemand
+from maas.edge.quality.measure import take_reference
+from maas.edge.quality.scorers import OnnxScorer, TorchScorer
+from maas.edge.runtime.engine.options import EngineOptions
+
+ROWS = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+PROMPTS = [[72, 101, 108], [10, 20, 30, 40]]
+
+
+def asked_for(tmp_path: Path, weights: Path, **quality: object) -> ExportSpec:
+    return ExportSpec(
+        model_id="tiny",
+        base_model_id="tiny",
+        model_dir=weights,
+        name="tiny",
+        precision="int8",
+        work_dir=tmp_path,
+        out_path=tmp_path / "out.maas",
+        signing_key=tmp_path / "key",
+        max_model_len=512,
+        licence={},
+        quality=QualityDemand.model_validate(quality),
+        num_threads=1,
+        created_at=0.0,
+    )
+
+
+class Run:
+    """A search on the tiny model, with few settings; what it asked for calibration is counted."""
+
+    def __init__(self, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.out = tmp_path / "bundle"
+        self.num_calibrated = 0
+        self._tmp_path, self._weights = tmp_path, weights
+        settings = (Setting(64, 8, 8, "rtn"), Setting(32, 8, 8), Setting(32, 8, 8, "rtn", 1))
+        monkeypatch.setitem(quantise.SETTINGS, "int8", settings)
+
+    def __call__(self, *, max_size_bytes: int | None = None, **quality: object) -> list[Tried]:
+        model = AutoModelForCausalLM.from_pretrained(self._weights, dtype=torch.bfloat16).eval()
+        scorer = TorchScorer(model, frozenset([257]))
+        reference = take_reference(scorer, (), PROMPTS, lambda text: list(text.encode()))
+
+        def rows() -> torch.Tensor:
+            self.num_calibrated += 1
+            return ROWS
+
+        source = Source(self._weights, model, rows, max_size_bytes=max_size_bytes)
+        spec = asked_for(self._tmp_path, self._weights, **quality)
+        return search(source, reference, self.out, spec=spec, tell=lambda _, __: None)
+
+    def answer(self) -> list[list[int]]:
+        return OnnxScorer(self.out, EngineOptions(num_threads=1)).greedy(PROMPTS, 4)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(tmp_path, tiny_weights, monkeypatch)
+
+
+def test_the_first_within_the_budget_is_taken_and_needs_no_calibration(run: Run) -> None:
+    (tried,) = run(max_kl_divergence=5.0)
+    assert tried.is_taken
+    assert tried.setting == Setting(64, 8, 8, "rtn")
+    assert tried.plain()["why"].endswith("within 5; the first that is")
+    assert run.num_calibrated == 0
+    assert run.answer()
+
+
+def test_where_none_is_near_enough_the_nearest_is_taken_after_so_many_attempts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QualityDemand, "budget", property(lambda _: 1e-9))
+    tried = run(max_attempts=2)
+    assert len(tried) == 2
+    nearest = min(tried, key=lambda item: item.plain()["kl_divergence"])
+    assert [item for item in tried if item.is_taken] == [nearest]
+    assert nearest.why.endswith("over 1e-09; the nearest")
+    assert run.num_calibrated == 1
+    assert run.answer()
+    assert not run.out.with_name("bundle.kept").exists()
+
+
+def test_a_budget_the_caller_named_is_kept_or_the_export_refused_unless_forced(run: Run) -> None:
+    with pytest.raises(BundleRefused, match="no setting tried lies within 1e-09 nats"):
+        run(max_kl_divergence=1e-9, max_attempts=1)
+    assert run(max_kl_divergence=1e-9, max_attempts=1, force=True)[0].is_taken
+
+
+def test_what_is_too_large_is_not_built(run: Run) -> None:
+    with pytest.raises(BundleRefused, match="shrink it further"):
+        run(max_size_bytes=1000)
+    assert not run.out.exists()
+
+
+def test_sizes_are_known_before_anything_is_built(tiny_weights: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_weights, dtype=torch.bfloat16)
+    sizes = Sizes.of(model)
+    for precision, bits in (("int4", 4), ("int8", 8)):
+        folder = tmp_path / precision
+        build(tiny_weights, folder, BuildOptions("cpu", precision, 32, bits))
+        put_weights(folder, {})
+        about = sizes.graph_bytes(bits, bits, 32)
+        real = sum(path.stat().st_size for path in (folder / DATA, folder / GRAPH))
+        assert real <= about < real + 2 * 20_000
+        left = sizes.parameters_within(about, bits, bits, 32)
+        assert abs(left - sizes.num_body - sizes.num_head - sizes.num_embedding) <= 1
