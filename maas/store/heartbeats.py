@@ -6,7 +6,7 @@ in this very transaction, so that no device that is answered after it is told to
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -161,7 +161,10 @@ class _Taking:
     def _conclude(self, device: DeviceFacts, outcome: Outcome) -> None:
         """Write down how an update ended, once; count it in its rollout."""
         key = (device.id, outcome.bundle_id, outcome.attempt)
-        if self.session.get(DeviceUpdateRow, key) is not None:
+        known = self.session.get(DeviceUpdateRow, key)
+        if known is not None:
+            if known.is_success and not outcome.is_success:
+                self._take_back(device, known, outcome)
             return
         rollout = self.book.rollout_for(device)
         if rollout is not None and rollout.bundle_id != outcome.bundle_id:
@@ -188,6 +191,17 @@ class _Taking:
         self.session.flush()
         tell(self.session, device.id, _outcome_news(outcome, rollout), self.now)
 
+    def _take_back(self, device: DeviceFacts, known: DeviceUpdateRow, outcome: Outcome) -> None:
+        """Write down that a bundle failed after all, and the device went back; once."""
+        known.is_success, known.phase, known.error = False, outcome.phase, _short(outcome.error)
+        rollout = self.book.rollout_for(device)
+        self.session.flush()
+        if rollout is not None and rollout.id == known.rollout_id:
+            rollout.num_succeeded -= not self._has_succeeded(device, rollout)
+            self._count(device, rollout, outcome)
+        news = _outcome_news(outcome, rollout)
+        tell(self.session, device.id, replace(news, key=f"{news.key}:after"), self.now)
+
     def _newest_attempt(
         self, device: DeviceFacts, rollout: DeviceRolloutRow | None, outcome: Outcome
     ) -> int:
@@ -202,13 +216,7 @@ class _Taking:
     def _count(self, device: DeviceFacts, rollout: DeviceRolloutRow, outcome: Outcome) -> None:
         if outcome.is_success:
             # A device counts once, in whatever attempt.
-            before = select(DeviceUpdateRow.attempt).where(
-                DeviceUpdateRow.device_id == device.id,
-                DeviceUpdateRow.rollout_id == rollout.id,
-                DeviceUpdateRow.is_success,
-            )
-            if self.session.scalars(before).first() is None:
-                rollout.num_succeeded += 1
+            rollout.num_succeeded += not self._has_succeeded(device, rollout)
         elif outcome.attempt == rollout.attempt:
             rollout.num_failed += 1
             if rollout.status == RolloutStatus.RUNNING and must_halt(
@@ -218,6 +226,14 @@ class _Taking:
                 max_failure_percent=rollout.max_failure_percent,
             ):
                 halt(self.session, rollout, self.now)
+
+    def _has_succeeded(self, device: DeviceFacts, rollout: DeviceRolloutRow) -> bool:
+        found = select(DeviceUpdateRow.attempt).where(
+            DeviceUpdateRow.device_id == device.id,
+            DeviceUpdateRow.rollout_id == rollout.id,
+            DeviceUpdateRow.is_success,
+        )
+        return self.session.scalars(found).first() is not None
 
 
 def _sizes(session: Session, bundle_ids: set[str]) -> dict[str, int]:

@@ -426,6 +426,25 @@ def test_outcome_counts_once_however_often_it_is_told(yard):
     assert yard.told(units[0]) == ["enrolled", "update_failed"]
 
 
+def test_bundle_that_fails_after_it_had_succeeded_counts_as_failed(yard):
+    new = yard.bundle("new")
+    unit, other = yard.devices(2)
+    rollout = yard.rollout(new, max_failure_percent=50.0)
+    unit.wants(), other.wants()
+    other.ends(new, 1, is_success=True)
+    unit.ends(new, 1, is_success=True)
+    for _ in range(2):
+        unit.runs = None
+        unit.ends(new, 1, is_success=False)
+    counts = yard.seen(rollout).counts
+    assert (counts.succeeded, counts.failed) == (1, 1)
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "one of two is not over half"
+    other.runs = None
+    other.ends(new, 1, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.HALTED
+    assert yard.told(unit) == ["enrolled", "update_succeeded", "update_failed"]
+
+
 def test_outcomes_that_nobody_asked_for_do_not_count(yard):
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)
