@@ -31,7 +31,8 @@ from tests.platform import free_port
 
 T = TypeVar("T")
 STAGES = (Stage(1), Stage(10), Stage(100))
-NUM_CONNECTIONS = 50
+# Of devices that enrol, and of devices that report.
+NUM_ENROLLING, NUM_CONNECTIONS = 50, 16
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Swarm:
                 made = await answer.json()
             self.devices.append(FakeDevice(self.url, made["device"]["id"], made["key"]))
 
-        await self._each(codes, one)
+        await self._each(codes, one, NUM_ENROLLING)
 
     async def beat(self) -> None:
         """Let every device send one heartbeat."""
@@ -70,17 +71,19 @@ class Swarm:
             device.hear(orders)
 
         began = time.perf_counter()
-        await self._each(self.devices, one)
+        await self._each(self.devices, one, NUM_CONNECTIONS)
         self.elapsed_s += time.perf_counter() - began
 
-    async def _each(self, items: list[T], work: Callable[[T], Awaitable[None]]) -> None:
+    async def _each(
+        self, items: list[T], work: Callable[[T], Awaitable[None]], num_connections: int
+    ) -> None:
         rest = iter(items)
 
         async def connection() -> None:
             for item in rest:
                 await work(item)
 
-        await asyncio.gather(*(connection() for _ in range(NUM_CONNECTIONS)))
+        await asyncio.gather(*(connection() for _ in range(num_connections)))
 
     def that_wanted(self, bundle_id: str) -> set[str]:
         return {device.id for device in self.devices if bundle_id in device.wanted}
@@ -170,7 +173,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @asynccontextmanager
 async def swarm_of(site: Site, count: int) -> AsyncIterator[Swarm]:
-    connector = aiohttp.TCPConnector(limit=NUM_CONNECTIONS)
+    connector = aiohttp.TCPConnector(limit=NUM_ENROLLING)
     async with aiohttp.ClientSession(site.url, connector=connector) as client:
         swarm = Swarm(site.url, client)
         await swarm.enrol(site.codes(count))

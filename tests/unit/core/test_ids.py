@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maas.core.clock import SystemClock
-from maas.core.ids import _ALPHABET, _base32, new_id
+from maas.core.ids import ALPHABET, _base32, new_id
 
 
 def test_id_has_its_prefix_and_a_fixed_length():
@@ -30,12 +30,12 @@ def test_ids_of_one_moment_differ():
 def test_time_part_sorts_as_its_number(first, second):
     texts = (_base32(first, length=9), _base32(second, length=9))
     assert (texts[0] < texts[1]) == (first < second)
-    assert all(digit in _ALPHABET for digit in texts[0])
+    assert all(digit in ALPHABET for digit in texts[0])
 
 
 def test_alphabet_leaves_out_what_is_misread():
-    assert len(set(_ALPHABET)) == 32
-    assert not set("ilo") & set(_ALPHABET)
+    assert len(set(ALPHABET)) == 32
+    assert not set("ilo") & set(ALPHABET)
 
 
 def test_system_clock_is_unix_time():

@@ -1,6 +1,7 @@
 """The fleet's repositories, on both databases: codes, keys, heartbeats, rollouts."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from maas.store.edge_tables import BundleRow
 from maas.store.enrolment import KEPT_S, REPLAYED_S, Applicant
 from maas.store.fleet import Fleet, open_fleet
 from maas.store.fleet_records import NewRollout
-from maas.store.fleet_tables import DeviceUpdateRow
+from maas.store.fleet_tables import DeviceRolloutRow, DeviceUpdateRow
 from maas.store.heartbeats import Beat, DeviceError, Orders, Outcome
 from maas.store.keys import KeyRepository
 from maas.store.pages import Window
@@ -462,6 +463,26 @@ def test_resumed_rollout_forgets_failures_and_goes_on(yard):
     assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 
 
+def test_only_failures_of_this_attempt_count(yard):
+    new = yard.bundle("new")
+    first, late, good, bad = units = yard.devices(4)
+    rollout = yard.rollout(new, max_failure_percent=50.0)
+    for unit in units:
+        unit.wants()
+    first.ends(new, 1, is_success=False)
+    assert yard.fleet.rollouts.resume(yard.project_id, rollout.id).attempt == 2
+    late.ends(new, 1, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "it tells of the first attempt"
+    good.wants()
+    good.ends(new, 2, is_success=True)
+    bad.wants()
+    bad.ends(new, 2, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "one of two is not over half"
+    first.wants()
+    first.ends(new, 2, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.HALTED
+
+
 def test_paused_and_cancelled(yard):
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)
@@ -498,18 +519,27 @@ def test_channel_has_one_unfinished_rollout(yard):
 
 
 def test_two_controllers_that_advance_at_once_move_one_stage(yard):
-    new = yard.bundle("new")
-    rollout = yard.rollout(new, 1, 2, 3, 100)
-    stage_before = yard.seen(rollout).stage
-    gate = threading.Barrier(2)
-
-    def advance(_: int) -> bool:
-        gate.wait()
-        return yard.fleet.rollouts.advance(rollout.id)
-
+    stages = (Stage(1), Stage(2, 3600.0), Stage(100, 3600.0))
+    new = NewRollout("stable", yard.bundle("new"), stages, max_failure_percent=5.0, min_reports=1)
+    rollout = yard.fleet.rollouts.create(yard.project_id, new)
     with ThreadPoolExecutor(2) as pool:
-        moved = sum(pool.map(advance, range(2)))
-    assert yard.seen(rollout).stage == stage_before + moved
+        with yard.database.write(bump_revision=False):
+            # Both have looked at it before either may write.
+            asked = [pool.submit(yard.fleet.rollouts.advance, rollout.id) for _ in range(2)]
+            time.sleep(0.3)
+        moved = [answer.result() for answer in asked]
+    assert (sorted(moved), yard.seen(rollout).stage) == ([False, True], 1)
+
+
+def test_rollout_that_halts_while_a_controller_looks_at_it_is_not_moved(yard):
+    rollout = yard.rollout(yard.bundle("new"), 1, 100)
+    with ThreadPoolExecutor(1) as pool:
+        with yard.database.write(bump_revision=False) as session:
+            asked = pool.submit(yard.fleet.rollouts.advance, rollout.id)
+            time.sleep(0.3)
+            session.get_one(DeviceRolloutRow, rollout.id).status = RolloutStatus.HALTED.value
+        assert asked.result() is False
+    assert yard.seen(rollout).stage == 0
 
 
 def test_halting_and_completing_are_told_to_webhooks(yard):
