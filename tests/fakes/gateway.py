@@ -26,7 +26,7 @@ class FakeGateway:
 
     ``lost_answers``: so many enrolments are done and their answers lost. ``chunk_delay_s`` slows
     bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with.
-    A prompt ``die`` breaks the answer off after its first chunk, ``hang`` never ends.
+    A prompt ``die`` breaks a stream off after its first chunk, ``mute`` before; ``hang`` goes on.
     """
 
     port: int = field(default_factory=free_port)
@@ -177,6 +177,10 @@ class FakeGateway:
     async def _stream(self, request: web.Request, text: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        if "mute" in text and request.transport:
+            await response.write(b"")
+            await asyncio.sleep(0.1)
+            request.transport.abort()
         try:
             for word in WORDS:
                 await response.write(b"data: " + json.dumps({"word": word}).encode() + b"\n\n")

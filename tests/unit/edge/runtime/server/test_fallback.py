@@ -279,6 +279,18 @@ async def test_a_cloud_that_breaks_off_is_not_taken_for_its_end(bench, gateway):
     assert len(gateway.requests) == 1
 
 
+async def test_a_cloud_that_says_nothing_is_as_one_that_is_away(bench, gateway):
+    refused = await bench.chat(messages=[{"role": "user", "content": "mute" * 30}], stream=True)
+    assert by(refused) == (503, "device")
+    assert "broke off" in error_of(refused)["message"]
+    bench.batteries[0] = LOW
+    messages = [{"role": "user", "content": "mute"}]
+    answer = await bench.chat(messages=messages, stream=True)
+    assert by(answer) == (200, "device")
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert len(gateway.requests) == 2
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
 async def test_the_cloud_s_errors_are_passed_on(bench, gateway, status):
     gateway.status = status

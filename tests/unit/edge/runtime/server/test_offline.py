@@ -83,6 +83,10 @@ def test_a_deleted_request_is_not_sent_and_its_answer_not_kept(tmp_path):
     queue.delete(sent.id)
     queue.answer(sent.id, 200, b"{}")
     assert OfflineQueue(tmp_path / "queue").ids() == []
+    answered = queue.put(PATH, b"3", "why")
+    queue.answer(answered.id, 200, b"{}")
+    queue.delete(answered.id)
+    assert list((tmp_path / "queue").iterdir()) == []
     with pytest.raises(NotFound):
         queue.get(sent.id)
     with pytest.raises(NotFound):
