@@ -19,12 +19,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from maas.core.errors import AdapterRefused, EngineError
+from maas.core.errors import AdapterRefused
 from maas.edge.export.build import GRAPH, modules_of
 from maas.edge.runtime.bundle.manifest import ADAPTER_FILE
 
@@ -188,19 +188,11 @@ def _shape_of(node: onnx.NodeProto, dims: Mapping[str, tuple[int, ...]]) -> tupl
 
 
 def _add_input(graph: onnx.GraphProto, name: str, kind: int, shape: tuple[int, int]) -> None:
-    known = {item.name for item in graph.initializer}
-    if name in known:
-        raise EngineError(f"the graph has an input {name} already")
     empty = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind))
     graph.initializer.append(numpy_helper.from_array(empty, name))
     # A rank of its own for each product: adapters need not change all of them.
-    site = name.rpartition(".")[0]
-    open_shape = [size or f"{site}.rank" for size in shape]
-    graph.input.append(
-        helper.make_tensor_value_info(
-            name, TensorProto.DataType.Value(TensorProto.DataType.Name(kind)), open_shape
-        )
-    )
+    open_shape = [size or f"{name.rpartition('.')[0]}.rank" for size in shape]
+    graph.input.append(helper.make_tensor_value_info(name, kind, open_shape))
 
 
 def _beside(node: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:

@@ -175,3 +175,33 @@ def test_deleted_bundle_that_is_made_again_is_there_again(exports, bundles, runn
     taken = exports.take(again.id, seen_attempt=0)
     exports.succeed(taken.id, taken.attempt, MADE)
     assert bundles.get(project_id, MADE.id).deleted_at is None
+
+
+def test_only_the_last_runners_seconds_count_and_silence_does_not(exports, running, clock):
+    clock.advance(2)
+    exports.write(running.id, running.attempt)
+    assert exports.get(running.project_id, running.id).used_s == pytest.approx(2)
+    clock.advance(31)
+    exports.failed_once(running.id, running.attempt, retry_at=0.0, reason="it went silent")
+    clock.advance(100)
+    newer = exports.take(running.id, seen_attempt=running.attempt)
+    assert newer.used_s == 0
+    clock.advance(3)
+    exports.write(newer.id, newer.attempt)
+    clock.advance(1)
+    assert exports.succeed(newer.id, newer.attempt, MADE).used_s == pytest.approx(4)
+
+
+def test_a_cancel_long_after_its_runner_died_counts_little_of_the_silence(exports, running, clock):
+    clock.advance(1000)
+    assert exports.cancel(running.project_id, running.id).used_s <= 5
+
+
+def test_an_attempt_is_current_until_another_takes_it_or_it_ends(exports, running):
+    assert exports.is_current(running.id, running.attempt)
+    exports.failed_once(running.id, running.attempt, retry_at=0.0, reason="killed")
+    newer = exports.take(running.id, seen_attempt=running.attempt)
+    assert not exports.is_current(running.id, running.attempt)
+    exports.succeed(newer.id, newer.attempt, MADE)
+    assert exports.is_current(newer.id, newer.attempt) is False
+    assert exports.is_current("export-unknown", 1) is None
