@@ -20,9 +20,11 @@ from maas.store.text import as_name
 from maas.store.webhook_tables import DeliveryRow, WebhookRow
 
 BUDGET_EVENT = "organization.budget.threshold_reached"
-JOB_EVENTS = tuple(f"fine_tuning.job.{end}" for end in ("succeeded", "failed", "cancelled"))
+_ENDS = ("succeeded", "failed", "cancelled")
+JOB_EVENTS = tuple(f"fine_tuning.job.{end}" for end in _ENDS)
+EXPORT_EVENTS = tuple(f"export.{end}" for end in _ENDS)
 ROLLOUT_EVENTS = tuple(f"device.rollout.{end}" for end in ("completed", "halted"))
-EVENTS = (BUDGET_EVENT, *JOB_EVENTS, *ROLLOUT_EVENTS)
+EVENTS = (BUDGET_EVENT, *JOB_EVENTS, *EXPORT_EVENTS, *ROLLOUT_EVENTS)
 SECRET_PREFIX = "whsec_"  # noqa: S105 - how Standard Webhooks marks a secret
 # Pauses after each failed attempt; then it is given up.
 PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)

@@ -1,8 +1,10 @@
 """An export has one runner, and ends once, with its bundle or without."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 
 from maas.core.errors import Conflict, MaasError, NotFound, Superseded
 from maas.store.bundles import BundleRepository
@@ -10,6 +12,9 @@ from maas.store.export_records import ExportStatus, MadeBundle, NewExport
 from maas.store.exports import ExportRepository
 from maas.store.pages import Window
 from maas.store.state import ensure_project
+from maas.store.tenancy_tables import ProjectRow
+from maas.store.webhook_tables import DeliveryRow
+from maas.store.webhooks import WebhookRepository
 
 MADE = MadeBundle(
     id="ab" * 32, name="m-int4", blob_key="bundles/ab", size_bytes=7, manifest={"name": "m-int4"}
@@ -205,3 +210,21 @@ def test_an_attempt_is_current_until_another_takes_it_or_it_ends(exports, runnin
     exports.succeed(newer.id, newer.attempt, MADE)
     assert exports.is_current(newer.id, newer.attempt) is False
     assert exports.is_current("export-unknown", 1) is None
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled"])
+def test_its_end_is_told_to_webhooks_once(exports, running, database, clock, end):
+    with database.read() as session:
+        organization_id = session.get_one(ProjectRow, running.project_id).organization_id
+    hooks = WebhookRepository(database, clock, str)
+    hooks.create(organization_id, name=end, url="http://127.0.0.1:9/", events=(f"export.{end}",))
+    if end == "succeeded":
+        exports.succeed(running.id, running.attempt, MADE)
+    elif end == "failed":
+        exports.fail(running.id, running.attempt, {"code": "x", "message": "m", "param": None})
+    else:
+        exports.cancel(running.project_id, running.id)
+        exports.cancel(running.project_id, running.id)
+    with database.read() as session:
+        bodies = [json.loads(row.body) for row in session.scalars(select(DeliveryRow))]
+    assert [(b["type"], b["data"]) for b in bodies] == [(f"export.{end}", {"id": running.id})]

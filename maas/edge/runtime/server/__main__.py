@@ -47,7 +47,7 @@ def main() -> int:
     def say(port: int) -> None:
         sys.stderr.write(f"serving {given.served_model_name} on http://{given.host}:{port}\n")
 
-    asyncio.run(serve(served, address, say))
+    asyncio.run(serve(served, address, say, loads_adapters=True))
     return 0
 
 

@@ -5,14 +5,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, ModelNotFound
+from maas.core.errors import CapabilityMissing, EngineError, ModelNotFound
 from maas.edge.runtime.engine.contract import Engine, EngineStats, Output
 from maas.edge.runtime.server.answers import Answer, embedding_list
 from maas.edge.runtime.server.counters import Counters
@@ -71,8 +70,6 @@ class EdgeServer:
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/v1/embeddings", self._embeddings)
-        app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
-        app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -139,21 +136,6 @@ class EdgeServer:
                 is_base64=body.encoding_format == "base64",
             )
         )
-
-    async def _load_adapter(self, request: web.Request) -> web.Response:
-        body = await _adapter_body(request)
-        folder = Path(body.get("lora_path", ""))
-        with self._serving.use() as served:
-            await asyncio.to_thread(served.engine.load_adapter, body["lora_name"], folder)
-            served.adapters.add(body["lora_name"])
-        return web.Response(text=f"Success: adapter {body['lora_name']} answers.")
-
-    async def _unload_adapter(self, request: web.Request) -> web.Response:
-        body = await _adapter_body(request)
-        with self._serving.use() as served:
-            served.engine.unload_adapter(body["lora_name"])
-            served.adapters.discard(body["lora_name"])
-        return web.Response(text=f"Success: adapter {body['lora_name']} is gone.")
 
     async def _answer(
         self, request: web.Request, served: Served, asked: Asked, *, is_chat: bool
@@ -324,16 +306,6 @@ def _check_model(served: Served, name: str) -> None:
 
 async def _say_who_served(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.setdefault(SERVED_BY, "device")
-
-
-async def _adapter_body(request: web.Request) -> dict[str, str]:
-    try:
-        body = msgspec.json.decode(await request.read(), type=dict[str, str])
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"want lora_name and lora_path: {error}") from error
-    if not body.get("lora_name"):
-        raise InvalidRequest("lora_name is required", param="lora_name")
-    return body
 
 
 async def _send(response: web.StreamResponse, chunks: list[dict[str, Any]]) -> None:

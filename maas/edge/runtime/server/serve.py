@@ -18,6 +18,7 @@ from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.engine.core import OnnxEngine
 from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import load_template
@@ -76,16 +77,26 @@ def open_served(
     return Served(name, engine, tokenizer, load_template(folder), adapters=names)
 
 
-async def serve(served: Served, address: Address, on_ready: Callable[[int], None]) -> None:
+async def serve(
+    served: Served,
+    address: Address,
+    on_ready: Callable[[int], None],
+    *,
+    loads_adapters: bool = False,
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         served: What to answer with.
         address: Where; port 0 takes a free one.
         on_ready: Told the port.
+        loads_adapters: Whether whoever asks may load others: only where the platform alone asks.
     """
     stop = stop_when_told()
-    app = EdgeServer(Serving(served)).make_app()
+    serving = Serving(served)
+    app = EdgeServer(serving).make_app()
+    if loads_adapters:
+        AdapterRoutes(serving).add_to(app)
     async with listening(app, address) as port:
         on_ready(port)
         await stop.wait()

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import openai
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from maas.edge.runtime.server.adapters import AdapterRoutes
+from maas.edge.runtime.server.app import EdgeServer
+from maas.edge.runtime.server.served import Serving
 
 USER = [{"role": "user", "content": "hello"}]
 SCHEMA = {
@@ -216,3 +221,18 @@ def test_what_is_no_bundle_is_refused_in_one_line(tmp_path):
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "not a tokenizer" in done.stderr
+
+
+async def test_only_the_platform_has_its_engine_load_adapters(tiny):
+    body = json.dumps({"lora_name": "a", "lora_path": str(tiny)})
+    serving = Serving()
+    statuses = []
+    for has_routes in (False, True):
+        app = EdgeServer(serving).make_app()
+        if has_routes:
+            AdapterRoutes(serving).add_to(app)
+        async with TestClient(TestServer(app)) as device:
+            answer = await device.post("/v1/load_lora_adapter", data=body)
+            statuses.append(answer.status)
+    # With the routes there is only no bundle yet.
+    assert statuses == [404, 503]
