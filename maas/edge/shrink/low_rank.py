@@ -166,9 +166,21 @@ def best_factors(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tenso
         ``up`` of shape (outputs, rank) and ``down`` of shape (rank, inputs), float64.
     """
     wide = weight.double()
-    _, vectors = torch.linalg.eigh(wide @ gram.double() @ wide.T)
-    up = vectors[:, -rank:].flip(1)
+    if weight.shape[0] <= weight.shape[1]:
+        _, vectors = torch.linalg.eigh(wide @ gram.double() @ wide.T)
+        up = vectors[:, -rank:].flip(1)
+    else:
+        # The same directions, found on the smaller side.
+        root = _root(gram)
+        _, vectors = torch.linalg.eigh(root.T @ (wide.T @ wide) @ root)
+        up = torch.linalg.qr(wide @ root @ vectors[:, -rank:].flip(1)).Q
     return up, up.T @ wide
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Return a matrix whose product with its transpose is a Gram matrix, float64."""
+    values, vectors = torch.linalg.eigh(gram.double())
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def _split(block: nn.Module, names: Sequence[str], gram: Tensor, rank: int) -> None:
@@ -198,8 +210,7 @@ def _choices(linears: Sequence[nn.Linear], gram: Tensor, sensitivity: float) -> 
     if num_outputs <= num_inputs:
         lost = torch.linalg.eigvalsh(weight @ gram.double() @ weight.T)
     else:
-        values, vectors = torch.linalg.eigh(gram.double())
-        root = vectors * values.clamp(min=0).sqrt()
+        root = _root(gram)
         lost = torch.linalg.eigvalsh(root.T @ (weight.T @ weight) @ root)
     # Of rank r, what the smallest eigenvalues hold is lost.
     tails = lost.clamp(min=0).flip(0).cumsum(0)

@@ -77,6 +77,7 @@ def test_the_graph_fits_and_is_near_the_target(
     target = int(0.8 * now) + beside
     spec = spec_of(weights, demand.model_copy(update={"target_size_bytes": target}))
     limit = graph_limit(spec, weights)
+    assert limit is not None
     assert limit == int(0.8 * now)
     done = shrink(spec.shrink, model, weights, ROWS, spec=spec, report=lambda _: None)
     assert done.is_low_rank == (method != "prune")
