@@ -268,6 +268,21 @@ def test_pulling_again_mends_what_was_damaged(tmp_path, one):
     shelf.verify(shelf.current())
 
 
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
+def test_a_damaged_manifest_does_not_keep_the_next_bundle_away(tmp_path, one, two, damage):
+    shelf = Shelf(tmp_path / "home")
+    manifest = shelf.pull(FileSource(one)).held.folder / "bundle.json"
+    manifest.unlink()
+    if damage == "garbage":
+        manifest.write_bytes(b"{")
+    shelf.pull(FileSource(two))
+    assert name_of(shelf) == "two"
+    assert shelf.previous() is None, "nobody goes back to it"
+    shelf.pull(FileSource(one))
+    assert name_of(shelf) == "one"
+    shelf.verify(shelf.current())
+
+
 def power_cuts(tmp_path: Path, url: str, num_kills: int) -> tuple[int, int]:
     """Kill updates at random moments; return how many were killed, and finished."""
     home = tmp_path / "home"
