@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from maas.catalog import machine
 from maas.cli.main import app
 from maas.core.errors import ConfigError
 from maas.core.ids import new_id
@@ -108,6 +109,8 @@ def test_what_does_not_go_together_is_refused_by_name(yard: Yard) -> None:
         ({"adapters": [BASE]}, "adapters"),
         ({"shrink": {**shrink, "recover_s": 1e6}}, "shrink"),
         ({"model": "all-minilm-l6-v2", "shrink": shrink}, "shrink"),
+        ({"precision": "fp16"}, "precision"),
+        ({"target": "mobile", "precision": "fp16"}, "precision"),
         (
             {"target": "cuda", "precision": "fp16", "shrink": {**shrink, "method": "low_rank"}},
             "shrink",
@@ -126,6 +129,24 @@ def test_budgets_that_are_no_numbers_are_refused(yard: Yard, tmp_path: Path) -> 
         assert isinstance(done.exception, ConfigError), number
         assert "max_kl_divergence" in done.exception.message
     assert not yard.asked
+
+
+def test_a_machine_without_a_gpu_makes_nothing_for_one(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_probe_gpus", lambda: ())
+    assert refused(yard, target="cuda") == (400, "target")
+    monkeypatch.setattr(machine, "_probe_gpus", lambda: (machine.Gpu("A100", 40 << 30),))
+    assert yard.made(target="cuda", precision="fp16")["status"] == "succeeded"
+    assert [(spec.target, spec.precision) for spec in yard.asked] == [("cuda", "fp16")]
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("target", ["cpu", "mobile"])
+def test_target_and_precision_reach_the_process(yard: Yard, target: str, precision: str) -> None:
+    export = yard.made(target=target, precision=precision)
+    assert (export["status"], export["name"]) == ("succeeded", f"{BASE}-{precision}")
+    assert [(spec.target, spec.precision) for spec in yard.asked] == [(target, precision)]
 
 
 def test_shrinking_and_the_quality_budget_reach_the_process(yard: Yard) -> None:

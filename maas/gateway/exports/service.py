@@ -13,7 +13,6 @@ from maas.edge.export.estimate import (
     export_memory_bytes,
     export_seconds,
 )
-from maas.edge.export.spec import ShrinkDemand
 from maas.gateway.authority import ProjectAuthority
 from maas.gateway.exports.choice import Chooser
 from maas.gateway.exports.schemas import ExportBody
@@ -61,7 +60,7 @@ class Exports:
         )
         choice = chooser.choose(body)
         _check_combination(body, choice.card)
-        self._check_fits(choice.card, body.shrink)
+        self._check_fits(choice.card, body)
         check_metadata(body.metadata or {})
         shrink = None if body.shrink is None else body.shrink.model_dump(mode="json")
         new = NewExport(
@@ -104,8 +103,13 @@ class Exports:
                 is_lasting=False,
             )
 
-    def _check_fits(self, card: ModelCard, shrink: ShrinkDemand | None) -> None:
+    def _check_fits(self, card: ModelCard, body: ExportBody) -> None:
         machine = self.machine()
+        if body.target == "cuda" and machine is not None and not machine.gpus:
+            raise CapabilityMissing(
+                "target cuda: a bundle is proved where it is made, and that machine has no GPU",
+                param="target",
+            )
         memory, disk = (
             (2**63, None)
             if machine is None
@@ -113,7 +117,7 @@ class Exports:
         )
         try:
             # Of all memory there is: what others hold just now is waited for.
-            check_export(card, memory, disk, shrink)
+            check_export(card, memory, disk, body.shrink)
         except DoesNotFit as error:
             raise CapabilityMissing(error.message, param="model") from error
 
