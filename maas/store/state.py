@@ -64,7 +64,7 @@ class StateReader:
                 return replace(known, replicas=live)
             return DesiredState(
                 revision=revision,
-                keys=tuple(keys.record_of(row) for row in session.scalars(self._living_keys())),
+                keys=tuple(keys.record_of(row) for row in session.execute(self._living_keys())),
                 deployments=tuple(
                     deployments.record_of(row)
                     for row in session.scalars(
@@ -84,13 +84,14 @@ class StateReader:
         with self._database.read() as session:
             return session.scalars(select(RevisionRow.value)).one()
 
-    def _living_keys(self) -> Select[ApiKeyRow]:
+    def _living_keys(self) -> Select[Any]:
         """Return the keys that gateways must know: a revoked one is refused as an unknown one is.
 
         A key that has expired is known for a while longer, so that its owner is told.
         """
         told_until = self._clock.now() - EXPIRED_KNOWN_S
-        return select(ApiKeyRow).where(
+        # Columns: thousands of devices have a key each, and a mapped object takes twice as long.
+        return select(*ApiKeyRow.__table__.c).where(
             ApiKeyRow.revoked_at.is_(None),
             or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > told_until),
         )
