@@ -53,12 +53,13 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
 
     Raises:
         ModelNotFound: No card has this id.
-        DoesNotFit: It would run out of memory.
+        DoesNotFit: It would run out of memory or disk.
         AdapterRefused: An adapter is none, or does not fit.
         BundleRefused: The bundle keeps too little of the original.
     """
     card = load_catalog(settings.models_dir).get_card(model_id)
-    check_export(card, probe_machine(settings.weights_dir).memory_available_bytes)
+    machine = probe_machine(settings.weights_dir)
+    check_export(card, machine.memory_available_bytes, machine.disk_free_bytes, demand.shrink)
     adapters = _adapters(demand)
     report(Progress(phase="weights", percent=0, message="preparing the weights"))
     prepared = prepare_model(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -60,29 +61,36 @@ class _Wanted:
         }
 
 
+_AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Tuned model or alias of the project, or a PEFT folder; may repeat."),
+]
+_MinScoreOption = Annotated[
+    float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
+]
+_ParametersOption = Annotated[
+    int | None, typer.Option(min=1, help="Shrink to at most so many, then recover.")
+]
+_MegabytesOption = Annotated[
+    float | None, typer.Option(min=1, help="Shrink until the bundle takes no more megabytes.")
+]
+_DivergenceOption = Annotated[
+    float | None, typer.Option(help="Refuse a bundle further away, in nats a token.")
+]
+
+
 def export(  # noqa: PLR0913 - one a flag
     model: Annotated[str, typer.Argument(help="Model id, as in: maas model list.")],
     out: Annotated[Path, typer.Option(help="File to write, by custom *.maas.")],
     target: Annotated[str, typer.Option(help=", ".join(_TARGETS))] = "cpu",
     precision: Annotated[str, typer.Option(help=", ".join(_PRECISIONS))] = "int4",
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(help="Tuned model or alias of the project, or a PEFT folder; may repeat."),
-    ] = None,
+    adapter: _AdapterOption = None,
     adapter_mode: Annotated[str, typer.Option(help=", ".join(_MODES))] = "merge",
-    min_score: Annotated[
-        float, typer.Option(min=0, max=100, help="Refuse a bundle that keeps less, in percent.")
-    ] = 80.0,
-    target_parameters: Annotated[
-        int | None, typer.Option(min=1, help="Shrink to at most so many, then recover.")
-    ] = None,
-    target_mb: Annotated[
-        float | None, typer.Option(min=1, help="Shrink until the bundle takes no more megabytes.")
-    ] = None,
+    min_score: _MinScoreOption = 80.0,
+    target_parameters: _ParametersOption = None,
+    target_mb: _MegabytesOption = None,
     shrink_by: Annotated[str, typer.Option(help=", ".join(_METHODS))] = "prune",
-    max_divergence: Annotated[
-        float | None, typer.Option(help="Refuse a bundle further away, in nats a token.")
-    ] = None,
+    max_divergence: _DivergenceOption = None,
     recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
     url: UrlOption = None,
@@ -95,10 +103,13 @@ def export(  # noqa: PLR0913 - one a flag
     _check_one_of("adapter-mode", adapter_mode, _MODES)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
-    shrink = _shrink(shrink_by, target_parameters, target_mb, recover_s)
-    quality = QualityDemand(
-        min_score_percent=min_score, max_kl_divergence=max_divergence, force=force
-    )
+    try:
+        shrink = _shrink(shrink_by, target_parameters, target_mb, recover_s)
+        quality = QualityDemand(
+            min_score_percent=min_score, max_kl_divergence=max_divergence, force=force
+        )
+    except ValidationError as error:
+        raise _refusal(error) from error
     wanted = _Wanted(
         model,
         _TARGETS[target],
@@ -182,6 +193,12 @@ def _shrink(
         method=_METHODS[method],
         recover_s=recover_s,
     )
+
+
+def _refusal(error: ValidationError) -> ConfigError:
+    """Return what is wrong with a number."""
+    first = error.errors()[0]
+    return ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
 def _shown(manifest: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -195,8 +195,10 @@ class _Taking:
         """Write down that a bundle failed after all, and the device went back; once."""
         known.is_success, known.phase, known.error = False, outcome.phase, _short(outcome.error)
         rollout = self.book.rollout_for(device)
+        if rollout is not None and rollout.id != known.rollout_id:
+            rollout = None
         self.session.flush()
-        if rollout is not None and rollout.id == known.rollout_id:
+        if rollout is not None:
             rollout.num_succeeded -= not self._has_succeeded(device, rollout)
             self._count(device, rollout, outcome)
         news = _outcome_news(outcome, rollout)

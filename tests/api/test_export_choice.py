@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from maas.catalog import machine
 from maas.cli.main import app
+from maas.core.errors import ConfigError
 from maas.core.ids import new_id
 from maas.finetune.whole_weights import keep_weights
 from maas.store.key_terms import KeyTerms
@@ -106,9 +108,45 @@ def test_what_does_not_go_together_is_refused_by_name(yard: Yard) -> None:
         ({"adapter_mode": "runtime", "adapters": [one], "shrink": shrink}, "adapter_mode"),
         ({"adapters": [BASE]}, "adapters"),
         ({"shrink": {**shrink, "recover_s": 1e6}}, "shrink"),
+        ({"model": "all-minilm-l6-v2", "shrink": shrink}, "shrink"),
+        ({"precision": "fp16"}, "precision"),
+        ({"target": "mobile", "precision": "fp16"}, "precision"),
+        (
+            {"target": "cuda", "precision": "fp16", "shrink": {**shrink, "method": "low_rank"}},
+            "shrink",
+        ),
     ):
         assert refused(yard, **fields) == (400, param), fields
     assert yard.client.get("/v1/exports").json()["data"] == []
+
+
+def test_budgets_that_are_no_numbers_are_refused(yard: Yard, tmp_path: Path) -> None:
+    for number in ("Infinity", "NaN", "0"):
+        body = f'{{"model": "{BASE}", "quality": {{"max_kl_divergence": {number}}}}}'
+        assert yard.client.post("/v1/exports", content=body).status_code == 400, number
+    for flag, number in (("--max-divergence", "0"), ("--max-divergence", "nan")):
+        done = CliRunner().invoke(app, ["export", BASE, "--out", str(tmp_path / "m"), flag, number])
+        assert isinstance(done.exception, ConfigError), number
+        assert "max_kl_divergence" in done.exception.message
+    assert not yard.asked
+
+
+def test_a_machine_without_a_gpu_makes_nothing_for_one(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_probe_gpus", lambda: ())
+    assert refused(yard, target="cuda") == (400, "target")
+    monkeypatch.setattr(machine, "_probe_gpus", lambda: (machine.Gpu("A100", 40 << 30),))
+    assert yard.made(target="cuda", precision="fp16")["status"] == "succeeded"
+    assert [(spec.target, spec.precision) for spec in yard.asked] == [("cuda", "fp16")]
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("target", ["cpu", "mobile"])
+def test_target_and_precision_reach_the_process(yard: Yard, target: str, precision: str) -> None:
+    export = yard.made(target=target, precision=precision)
+    assert (export["status"], export["name"]) == ("succeeded", f"{BASE}-{precision}")
+    assert [(spec.target, spec.precision) for spec in yard.asked] == [(target, precision)]
 
 
 def test_shrinking_and_the_quality_budget_reach_the_process(yard: Yard) -> None:

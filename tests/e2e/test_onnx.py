@@ -111,3 +111,7 @@ def test_an_export_runs_on_a_device(tmp_path, smollm2_dir):
     assert "Paris" in run(edge, "run", str(out), "--prompt", "What is the capital of France?")
     listed = json.loads(run(edge, "list", "--json"))["bundles"]
     assert [bundle["bundle_id"] for bundle in listed] == [export["bundle_id"]]
+    card = json.loads(run(edge, "bench", "--json"))
+    assert card["bundle_id"] == export["bundle_id"]
+    assert 0 < card["load_s"] <= 1
+    assert card["ram_peak_bytes"] <= export["cost_card"]["ram_peak_bytes"] * 1.1

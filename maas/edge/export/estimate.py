@@ -5,10 +5,15 @@ from dataclasses import dataclass
 
 from maas.catalog.card import ModelCard
 from maas.core.errors import DoesNotFit
+from maas.edge.export.spec import ShrinkDemand
 
 # The original twice (as it is and rounded), its builder's copy in float32, and the rest.
 _BYTES_PER_PARAMETER = 2 + 2 + 4
 _OVERHEAD_BYTES = 2 * 2**30
+# Recovering: the original, and what is left of it in float32 with gradients and two moments.
+_TEACHER_BYTES_PER_PARAMETER, _STUDENT_BYTES_PER_PARAMETER = 2, 4 + 4 + 8
+# In so many bytes there are at most so many parameters, at four bits.
+_MAX_PARAMETERS_PER_BYTE = 2
 # Merged weights, the builder's cache, the bundle's folder and its file.
 _DISK_BYTES_PER_PARAMETER = 2 + 4 + 2 + 2
 _GIB = 2**30
@@ -29,9 +34,22 @@ class Seconds:
     most: float
 
 
-def export_memory_bytes(card: ModelCard) -> int:
-    """Return about how much memory an export takes."""
-    return _OVERHEAD_BYTES + card.parameters * _BYTES_PER_PARAMETER
+def export_memory_bytes(card: ModelCard, shrink: ShrinkDemand | None = None) -> int:
+    """Return about how much memory an export takes.
+
+    Args:
+        card: Of the base.
+        shrink: What it loses first; the tuning afterwards can take more than all else.
+    """
+    needed = card.parameters * _BYTES_PER_PARAMETER
+    if shrink is not None and shrink.recover_s:
+        wanted = shrink.target_parameters or _MAX_PARAMETERS_PER_BYTE * (
+            shrink.target_size_bytes or card.parameters
+        )
+        num_left = min(wanted, card.parameters)
+        recovery = card.parameters * _TEACHER_BYTES_PER_PARAMETER
+        needed = max(needed, recovery + num_left * _STUDENT_BYTES_PER_PARAMETER)
+    return _OVERHEAD_BYTES + needed
 
 
 def export_disk_bytes(card: ModelCard) -> int:
@@ -57,14 +75,25 @@ def export_seconds(
     return Seconds(float(round(likely + recover_s)), float(math.ceil(most)))
 
 
-def check_export(card: ModelCard, available_bytes: int, disk_free_bytes: int | None = None) -> None:
+def check_export(
+    card: ModelCard,
+    available_bytes: int,
+    disk_free_bytes: int | None = None,
+    shrink: ShrinkDemand | None = None,
+) -> None:
     """Refuse an export that would run out of memory or disk.
+
+    Args:
+        card: Of the base.
+        available_bytes: Of memory.
+        disk_free_bytes: None where nobody knows.
+        shrink: What the model loses first.
 
     Raises:
         DoesNotFit: The message has the numbers.
     """
     for kind, needed, free in (
-        ("memory", export_memory_bytes(card), available_bytes),
+        ("memory", export_memory_bytes(card, shrink), available_bytes),
         ("disk", export_disk_bytes(card), disk_free_bytes),
     ):
         if free is not None and needed > free:

@@ -16,7 +16,7 @@ MAX_KL_DIVERGENCE = 0.25
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class QualityDemand(_Frozen):
@@ -25,7 +25,7 @@ class QualityDemand(_Frozen):
     min_score_percent: float = Field(default=80.0, ge=0, le=100)
     """Under this share of the original's task score the export is refused."""
     goal_percent: float = Field(default=98.0, ge=0, le=100)
-    """What the search for settings tries to reach."""
+    """What a bundle should keep; written into the receipt."""
     max_kl_divergence: float | None = Field(default=None, gt=0)
     """Nats a token that it may lie from the original. Without one the search for settings aims at
     0.25 and takes the nearest it finds; with one, an export that lies further away is refused."""
@@ -97,8 +97,6 @@ class ExportSpec(_Frozen):
     """Base, data, job, adapter: what the tuned model's registry says."""
     quality: QualityDemand = QualityDemand()
     shrink: ShrinkDemand | None = None
-    held_data: Path | None = None
-    """Lines of chat messages the model was not tuned on."""
     seed: int = 0
     num_threads: int = Field(default=0, ge=0)
     created_at: float

@@ -10,12 +10,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from maas.core.errors import BundleRefused, CapabilityMissing, EngineError, MaasError
+from maas.core.errors import (
+    AdapterRefused,
+    BundleRefused,
+    CapabilityMissing,
+    ConfigError,
+    DiskFull,
+    EngineError,
+    MaasError,
+)
 from maas.core.lifeline import LIFELINE_FLAG
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 
 _ERRORS: dict[str, type[MaasError]] = {
-    kind.code: kind for kind in (BundleRefused, CapabilityMissing, EngineError)
+    kind.code: kind
+    for kind in (
+        *(AdapterRefused, BundleRefused, CapabilityMissing),
+        *(ConfigError, DiskFull, EngineError),
+    )
 }
 _LOG = "export.log"
 
@@ -35,6 +47,9 @@ def run_export(
     Raises:
         BundleRefused: It keeps too little of the original.
         CapabilityMissing: It cannot be made, or proved, here.
+        AdapterRefused: An adapter does not fit.
+        ConfigError: It cannot become as small as is asked for.
+        DiskFull: No room.
         EngineError: Its process failed; the message is the last line it wrote.
     """
     spec.work_dir.mkdir(parents=True, exist_ok=True)
@@ -58,7 +73,11 @@ def run_export(
         result: ExportResult | None = None
         failure: MaasError | None = None
         for line in child.stdout or ():
-            told = json.loads(line)
+            try:
+                told = json.loads(line)
+            except ValueError:
+                # It was killed while it wrote.
+                break
             if "progress" in told:
                 report(Progress.model_validate(told["progress"]))
             elif "result" in told:

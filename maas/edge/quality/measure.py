@@ -39,7 +39,7 @@ class QualityReceipt(msgspec.Struct, frozen=True, kw_only=True):
         perplexity_ratio: The bundle's over the original's, on the original's golden answers.
         kl_divergence: Mean of original to bundle on them, in nats.
         min_score_percent: Under it an export is refused.
-        goal_percent: What the search for settings aimed at.
+        goal_percent: What it should keep.
     """
 
     tasks: dict[str, TaskScore]

@@ -35,7 +35,8 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
         load_s: From its files to the first request.
         prefill_tok_s: Prompt tokens a second, one request.
         decode_tok_s: Answer tokens a second, one request, nothing guessed; none for embeddings.
-        energy_j_per_token: Of an answer token; none where the machine cannot tell.
+        energy_j_per_token: Of a token, of prompts and answers alike; none where the machine cannot
+            tell.
         energy_note: How it was measured, or why not.
     """
 

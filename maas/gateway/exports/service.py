@@ -59,8 +59,8 @@ class Exports:
             self.cards, self.tuned_models, self.aliases, who.project.id, who.access.check_model
         )
         choice = chooser.choose(body)
-        self._check_fits(choice.card)
-        _check_combination(body)
+        _check_combination(body, choice.card)
+        self._check_fits(choice.card, body)
         check_metadata(body.metadata or {})
         shrink = None if body.shrink is None else body.shrink.model_dump(mode="json")
         new = NewExport(
@@ -78,7 +78,7 @@ class Exports:
             quality=body.quality.model_dump(),
             labels=body.metadata or {},
             estimate={
-                "ram_bytes": export_memory_bytes(choice.card),
+                "ram_bytes": export_memory_bytes(choice.card, body.shrink),
                 "disk_bytes": export_disk_bytes(choice.card),
             },
         )
@@ -103,8 +103,13 @@ class Exports:
                 is_lasting=False,
             )
 
-    def _check_fits(self, card: ModelCard) -> None:
+    def _check_fits(self, card: ModelCard, body: ExportBody) -> None:
         machine = self.machine()
+        if body.target == "cuda" and machine is not None and not machine.gpus:
+            raise CapabilityMissing(
+                "target cuda: a bundle is proved where it is made, and that machine has no GPU",
+                param="target",
+            )
         memory, disk = (
             (2**63, None)
             if machine is None
@@ -112,12 +117,16 @@ class Exports:
         )
         try:
             # Of all memory there is: what others hold just now is waited for.
-            check_export(card, memory, disk)
+            check_export(card, memory, disk, body.shrink)
         except DoesNotFit as error:
             raise CapabilityMissing(error.message, param="model") from error
 
 
-def _check_combination(body: ExportBody) -> None:
+def _check_combination(body: ExportBody, card: ModelCard) -> None:
+    if body.shrink is not None and card.task != "generate":
+        raise CapabilityMissing(f"{card.id} is no model that is shrunk: it embeds", param="shrink")
+    if body.precision == "fp16" and body.shrink is not None and body.shrink.method != "prune":
+        raise CapabilityMissing("fp16 is pruned only: it has no lower ranks", param="shrink")
     if body.precision == "fp16" and body.target != "cuda":
         raise CapabilityMissing(
             f"fp16 is of target cuda only; target {body.target} takes int8", param="precision"

@@ -74,7 +74,9 @@ class BundleMaker:
             return None
         machine = self.probe()
         try:
-            check_export(card, machine.memory_available_bytes, machine.disk_free_bytes)
+            check_export(
+                card, machine.memory_available_bytes, machine.disk_free_bytes, _shrink(export)
+            )
         except DoesNotFit as error:
             return error.message
         return None
@@ -152,7 +154,7 @@ class BundleMaker:
                 **({} if tuned is None else _lineage(tuned)),
             },
             quality=QualityDemand.model_validate(dict(export.quality)),
-            shrink=None if export.shrink is None else ShrinkDemand.model_validate(export.shrink),
+            shrink=_shrink(export),
             created_at=float(int(export.created_at)),
         )
 
@@ -182,6 +184,10 @@ class BundleMaker:
         lineage = {"model": tuned.id, "licence": dict(tuned.licence), **_lineage(tuned)}
         fetched = self._fetched(tuned.adapter_id, folder / "adapters" / name)
         return RuntimeAdapter(name=name, folder=fetched, lineage=lineage)
+
+
+def _shrink(export: Export) -> ShrinkDemand | None:
+    return None if export.shrink is None else ShrinkDemand.model_validate(export.shrink)
 
 
 def _lineage(tuned: TunedModel) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from maas.core.clock import Clock
 from maas.core.errors import (
+    AdapterRefused,
     BundleRefused,
     CapabilityMissing,
-    DoesNotFit,
+    ConfigError,
     MaasError,
     NotFound,
     PermissionDenied,
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
 # What trying again does not mend.
-_FINAL = (BundleRefused, CapabilityMissing, DoesNotFit, NotFound, PermissionDenied)
+_FINAL = (
+    *(AdapterRefused, BundleRefused, CapabilityMissing),
+    *(ConfigError, NotFound, PermissionDenied),
+)
 
 
 class Work:
@@ -207,6 +211,10 @@ class ExportQueue:
             await asyncio.to_thread(self._ends.fail, taken.id, taken.attempt, failure)
         except MaasError as error:
             await self._failed(taken, error.message)
+        except OSError as error:
+            # A disk that is full, say: it must not end all else that the controller does.
+            log.exception("export %s", taken.id)
+            await self._failed(taken, str(error))
         else:
             await asyncio.to_thread(self._ends.succeed, taken.id, taken.attempt, made)
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from maas.bootstrap import deployments as wiring
-from maas.bootstrap.deployments import create_deployment, scale_deployment
+from maas.bootstrap.deployments import create_deployment, default_engine, scale_deployment
 from maas.bootstrap.store import open_store
-from maas.catalog.machine import Machine
+from maas.catalog.catalog import load_catalog
+from maas.catalog.machine import Gpu, Machine
 from maas.core.errors import ConfigError, DoesNotFit, NotFound
 from maas.core.settings import Settings
 from maas.store.records import Replica, ReplicaState
@@ -124,3 +125,16 @@ def test_existing_cluster_is_left_to_judge_the_room(store, settings, machine):
     )
     made = _create(elsewhere, store, 1, 1)
     assert _scale(elsewhere, store, made, 1, 100).max_replicas == 100
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "engine"),
+    [
+        ("smollm2-135m-instruct", (), "onnx"),
+        ("smollm2-135m-instruct", (Gpu("A100", 40 << 30),), "vllm"),
+        ("qwen3-8b", (), "vllm"),
+    ],
+)
+def test_onnx_is_the_default_without_a_gpu_where_the_card_names_it(model, gpus, engine):
+    card = load_catalog(Settings().models_dir).get_card(model)
+    assert default_engine(card, Machine(2, 2**36, 2**36, 2**40, gpus)) == engine

@@ -10,7 +10,7 @@ from maas.catalog.catalog import load_catalog
 from maas.core.errors import DoesNotFit, ModelNotFound
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export, export_memory_bytes
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
 
 MODEL = "smollm2-135m-instruct"
 
@@ -33,6 +33,20 @@ def test_an_export_that_would_run_out_of_memory_is_refused_with_the_numbers():
     check_export(card, need)
     with pytest.raises(DoesNotFit, match=r"needs about 3\.0 GiB of memory and 2\.9 GiB are free"):
         check_export(card, need - 2**27)
+
+
+def test_tuning_what_was_shrunk_counts_where_it_takes_more_than_all_else():
+    card = load_catalog(Settings().models_dir).get_card(MODEL)
+    plain = export_memory_bytes(card)
+    little = ShrinkDemand(target_parameters=card.parameters // 4)
+    much = ShrinkDemand(target_parameters=card.parameters * 9 // 10)
+    assert export_memory_bytes(card, little) == plain
+    assert export_memory_bytes(card, much) - plain == pytest.approx(8.4 * card.parameters, rel=1e-6)
+    assert export_memory_bytes(card, much.model_copy(update={"recover_s": 0.0})) == plain
+    sized = ShrinkDemand(target_size_bytes=card.parameters * 9 // 20)
+    assert export_memory_bytes(card, sized) == pytest.approx(export_memory_bytes(card, much))
+    with pytest.raises(DoesNotFit, match="of memory"):
+        check_export(card, plain, None, much)
 
 
 def test_an_unknown_model_is_refused(tmp_path):

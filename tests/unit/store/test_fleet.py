@@ -445,6 +445,22 @@ def test_bundle_that_fails_after_it_had_succeeded_counts_as_failed(yard):
     assert yard.told(unit) == ["enrolled", "update_succeeded", "update_failed"]
 
 
+def test_failure_after_success_is_told_of_its_own_rollout(yard):
+    old, new = yard.bundle("old"), yard.bundle("new")
+    unit = yard.device()
+    yard.rollout(old)
+    unit.wants()
+    unit.ends(old, 1, is_success=True)
+    yard.step()
+    other = yard.rollout(new, max_failure_percent=100.0)
+    unit.wants()
+    unit.ends(old, 1, is_success=False)
+    events = yard.fleet.devices.events(yard.project_id, unit.id, ALL).items
+    (failed,) = [event for event in events if event.type == "update_failed"]
+    assert failed.data["rollout_id"] is None
+    assert yard.seen(other).counts.failed == 0
+
+
 def test_outcomes_that_nobody_asked_for_do_not_count(yard):
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)

@@ -214,14 +214,22 @@ class OfflineQueue:
         data = (self._folder / (request_id + _ANSWER)).read_bytes()
         return msgspec.json.decode(data, type=QueuedAnswer)
 
+    def _read_answer(self, request_id: str) -> QueuedAnswer | None:
+        """Return an answer; one that cannot be read any more is none, and is asked for again."""
+        try:
+            return self._answer(request_id)
+        except (OSError, msgspec.DecodeError):
+            log.exception("the answer to %s cannot be read any more", request_id)
+            return None
+
     def _scan(self) -> dict[str, _Entry]:
         """Read what an earlier process left."""
         found: dict[str, _Entry] = {}
         for path in sorted(self._folder.glob(f"queued-*{_REQUEST}")):
             answered = path.with_suffix(_ANSWER)
             entry = _Entry(path.stat().st_size, "queued")
-            if answered.exists():
-                answer = self._answer(path.stem)
+            answer = self._read_answer(path.stem) if answered.exists() else None
+            if answer is not None:
                 entry = _Entry(
                     entry.size_bytes + answered.stat().st_size,
                     _status_of(answer),

@@ -102,8 +102,9 @@ class Shelf:
         return self._named("previous")
 
     def held(self) -> list[Held]:
-        """Return all bundles, the newest made first."""
-        found = [self._open(path.name) for path in self._bundles.glob("[0-9a-f]*")]
+        """Return all bundles whose manifest is whole, the newest made first."""
+        opened = [_readable(self._open, path.name) for path in self._bundles.glob("[0-9a-f]*")]
+        found = [held for held in opened if held is not None]
         return sorted(found, key=lambda held: held.manifest.created_at, reverse=True)
 
     def pull(self, source: Source, report: Report = lambda _done, _all: None) -> Pulled:
@@ -210,12 +211,15 @@ class Shelf:
         folder = self._bundles / bundle_id
         return Held(folder, decode((folder / MANIFEST).read_bytes()))
 
-    def _named(self, name: str) -> Held | None:
+    def _id_in(self, name: str) -> str | None:
         try:
-            bundle_id = (self.home / name).read_text().strip()
+            return (self.home / name).read_text().strip()
         except FileNotFoundError:
             return None
-        return self.find(bundle_id)
+
+    def _named(self, name: str) -> Held | None:
+        bundle_id = self._id_in(name)
+        return None if bundle_id is None else self.find(bundle_id)
 
     def _has(self, part: Part) -> bool:
         path = self._parts / part.sha256
@@ -278,7 +282,8 @@ class Shelf:
         return Held(folder, head.manifest)
 
     def _switch(self, bundle_id: str) -> None:
-        current = self._named("current")
+        # Nobody goes back to a damaged one.
+        current = _readable(self._named, "current")
         if current is not None and current.manifest.bundle_id != bundle_id:
             write_whole(self.home / "previous", current.manifest.bundle_id.encode())
         write_whole(self.home / "current", bundle_id.encode())
@@ -289,8 +294,7 @@ class Shelf:
         Args:
             fetched: Kept too: not switched to yet.
         """
-        named = (self._named("current"), self._named("previous"))
-        kept = {*fetched, *(held.manifest.bundle_id for held in named if held is not None)}
+        kept = {*fetched, self._id_in("current"), self._id_in("previous")}
         for path in self._bundles.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path)
@@ -336,6 +340,14 @@ def verify_folder(folder: Path, trusted: set[str] | None) -> Manifest:
                 pass
     check_folder(folder, manifest)
     return manifest
+
+
+def _readable(read: Callable[[str], Held | None], name: str) -> Held | None:
+    """Return a bundle; one whose manifest is damaged is none: it keeps no other from its turn."""
+    try:
+        return read(name)
+    except (BundleRefused, FileNotFoundError):
+        return None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from maas.core.errors import BundleRefused, CapabilityMissing
 from maas.edge.export.pipeline import run
@@ -39,6 +40,20 @@ def test_a_model_that_is_pruned_takes_no_adapters(tiny_weights: Path, tmp_path: 
         export(
             tiny_weights, tmp_path, min_score_percent=0, shrink=ShrinkDemand(target_parameters=9)
         )
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "param"),
+    [("cpu", "fp16", "precision"), ("mobile", "fp16", "precision"), ("cuda", "int4", "target")],
+)
+def test_what_cannot_be_proved_here_is_refused_before_anything_is_loaded(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target, precision, param
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CapabilityMissing) as caught:
+        export(tiny_weights, tmp_path, min_score_percent=0, target=target, precision=precision)
+    assert caught.value.context["param"] == param
+    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow

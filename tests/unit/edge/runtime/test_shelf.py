@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from maas.core.errors import AlreadyRunning, BundleRefused, NotFound, SourceUnreachable
-from maas.edge.runtime.bundle.archive import hash_file, pack
-from maas.edge.runtime.bundle.manifest import Manifest, Part
-from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of
+from maas.edge.runtime.bundle.archive import hash_file, pack, read_head
+from maas.edge.runtime.bundle.manifest import Manifest, Part, encode, with_id
+from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of, sign
 from maas.edge.runtime.shelf.shelf import Shelf, verify_folder
 from maas.edge.runtime.shelf.sources import FileSource, HttpSource
 from tests.unit.edge.runtime.test_bundle import write_graph
@@ -238,6 +239,47 @@ def test_a_cut_file_is_refused_and_the_old_bundle_stays(tmp_path, one, two):
     assert name_of(shelf) == "one"
 
 
+def newer(manifest: Manifest) -> bytes:
+    return encode(manifest).replace(b'"schema_version":1', b'"schema_version":2')
+
+
+def leaving(manifest: Manifest) -> bytes:
+    parts = tuple(
+        msgspec.structs.replace(part, path="../a.on") if part.path == "big.bin" else part
+        for part in manifest.parts
+    )
+    return encode(with_id(msgspec.structs.replace(manifest, parts=parts)))
+
+
+def smaller(manifest: Manifest) -> bytes:
+    parts = tuple(
+        msgspec.structs.replace(part, size_bytes=BIG - 1) if part.path == "big.bin" else part
+        for part in manifest.parts
+    )
+    return encode(with_id(msgspec.structs.replace(manifest, parts=parts)))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(newer, "update maas-edge"), (leaving, "no path of a part"), (smaller, r"big\.bin")],
+)
+def test_what_its_own_maker_signed_wrong_is_refused_and_the_old_bundle_stays(
+    tmp_path, key, one, two, change, reason
+):
+    shelf = Shelf(tmp_path / "home")
+    shelf.pull(FileSource(one))
+    with two.open("rb") as stream:
+        head = read_head(stream, None)
+    data = change(head.manifest)
+    assert len(data) == len(head.data), "only then is the archive around it the same"
+    whole = two.read_bytes().replace(head.data, data)
+    two.write_bytes(whole.replace(head.signature, sign(data, key)))
+    with pytest.raises(BundleRefused, match=reason):
+        shelf.pull(FileSource(two))
+    assert name_of(shelf) == "one"
+    shelf.verify(shelf.current())
+
+
 def test_two_processes_do_not_change_a_shelf_at_once(tmp_path, one):
     shelf = Shelf(tmp_path / "home")
     shelf.pull(FileSource(one))
@@ -265,6 +307,21 @@ def test_pulling_again_mends_what_was_damaged(tmp_path, one):
     (held.folder / "tokenizer.json").write_bytes(bytes(BIG))
     (held.folder / "big.bin").unlink()
     shelf.pull(FileSource(one))
+    shelf.verify(shelf.current())
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
+def test_a_damaged_manifest_does_not_keep_the_next_bundle_away(tmp_path, one, two, damage):
+    shelf = Shelf(tmp_path / "home")
+    manifest = shelf.pull(FileSource(one)).held.folder / "bundle.json"
+    manifest.unlink()
+    if damage == "garbage":
+        manifest.write_bytes(b"{")
+    shelf.pull(FileSource(two))
+    assert name_of(shelf) == "two"
+    assert shelf.previous() is None, "nobody goes back to it"
+    shelf.pull(FileSource(one))
+    assert name_of(shelf) == "one"
     shelf.verify(shelf.current())
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from maas.core.errors import BundleRefused, EngineError
+from maas.core.errors import AdapterRefused, BundleRefused, ConfigError, EngineError
 from maas.serving.exports.queue import ExportQueue, ExportTimes
 from maas.store.bundles import BundleRepository
 from maas.store.export_records import ExportStatus, MadeBundle, NewExport
@@ -75,15 +75,26 @@ def test_export_ends_with_its_bundle(exports, project_id, clock, database):
     assert bundle.blob_key == "bundles/ab"
 
 
-def test_bundle_that_is_refused_fails_the_export_at_once(exports, project_id, clock):
+@pytest.mark.parametrize("kind", [BundleRefused, ConfigError, AdapterRefused])
+def test_what_trying_again_does_not_mend_fails_the_export_at_once(exports, project_id, clock, kind):
     export = ask(exports, project_id)
-    maker = ScriptedMaker(BundleRefused("keeps 61.0 % of the original's score"))
+    maker = ScriptedMaker(kind("keeps 61.0 % of the original's score"))
     asyncio.run(queue_of(exports, maker, clock).step())
     ended = exports.get(project_id, export.id)
     assert ended.status is ExportStatus.FAILED
     assert ended.error is not None
-    assert ended.error["code"] == BundleRefused.code
+    assert ended.error["code"] == kind.code
     assert "61.0 %" in ended.error["message"]
+
+
+def test_full_disk_is_a_failed_attempt_and_the_queue_goes_on(exports, project_id, clock):
+    export = ask(exports, project_id)
+    queue = queue_of(exports, ScriptedMaker(OSError(28, "No space left on device"), "ab"), clock)
+    asyncio.run(queue.step())
+    assert exports.get(project_id, export.id).num_failures == 1
+    clock.advance(61)
+    asyncio.run(queue.step())
+    assert exports.get(project_id, export.id).status is ExportStatus.SUCCEEDED
 
 
 def test_process_that_ends_is_given_another_then_given_up(exports, project_id, clock):

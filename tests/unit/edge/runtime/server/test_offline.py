@@ -75,6 +75,14 @@ def test_a_request_that_cannot_be_read_any_more_holds_nobody_up(tmp_path):
     assert queue.ids() == [good.id]
 
 
+def test_an_answer_that_cannot_be_read_any_more_is_asked_for_again(tmp_path):
+    queue = OfflineQueue(tmp_path / "queue")
+    sent = queue.put(PATH, b"1", "why")
+    queue.answer(sent.id, 200, b"{}")
+    (tmp_path / "queue" / f"{sent.id}.answer").write_bytes(b"")
+    assert OfflineQueue(tmp_path / "queue").take() == sent
+
+
 def test_a_deleted_request_is_not_sent_and_its_answer_not_kept(tmp_path):
     queue = OfflineQueue(tmp_path / "queue")
     waits, sent = queue.put(PATH, b"1", "why"), queue.put(PATH, b"2", "why")
