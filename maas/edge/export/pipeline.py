@@ -24,7 +24,7 @@ from maas.edge.export.merge import merge_adapter
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.smaller import graph_limit, shrink
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.quality.measure import Reference, measure, take_reference
+from maas.edge.quality.measure import Reference, likeness, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
@@ -123,18 +123,20 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
     folder = spec.work_dir / "bundle"
     # Written once, and only where something needs it.
     rows = cache(lambda: _calibrate(spec, original, report))
-    limit, shrunk = graph_limit(spec, original.model_dir), None
+    limit, shrunk, lost = graph_limit(spec, original.model_dir), None, 0.0
     if spec.shrink is not None:
         shrunk = shrink(
             spec.shrink, original.model, original.model_dir, rows(), spec=spec, report=report
         )
         original.model_dir = shrunk.model_dir
+        lost = likeness(reference, original.scorer()).kl_divergence
     source = Source(
         original.model_dir,
         original.model,
         rows,
         is_low_rank=shrunk is not None and shrunk.is_low_rank,
         max_size_bytes=limit,
+        lost=lost,
     )
     tried = _make_graph(spec, source, reference, folder, report)
     report(Progress(phase="quality", percent=80, message="comparing with the original"))
@@ -154,7 +156,7 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "perplexity_ratio": proof.perplexity_ratio,
         "verdict": proof.verdict,
     }
-    done = None if shrunk is None else shrunk.receipt
+    done = None if shrunk is None else shrunk.receipt | {"kl_divergence": lost}
     return _Proved(folder, original.model_dir, receipt | {"shrink": done}, summary)
 
 

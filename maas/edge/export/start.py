@@ -47,7 +47,7 @@ def run_export(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=_environment(),
+            env=environment(),
         ) as child,
     ):
         on_start(child)
@@ -69,8 +69,8 @@ def run_export(
     return result
 
 
-def _environment() -> dict[str, str]:
-    """Have torch's threads sleep where they wait.
+def environment() -> dict[str, str]:
+    """Return the process's environment: torch's threads sleep where they wait.
 
     Beside other work one that waits for its neighbour would burn the very time that one needs: a
     small product took ten times as long.
