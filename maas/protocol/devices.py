@@ -30,7 +30,7 @@ class EnrolRequest(Struct, forbid_unknown_fields=True):
     facts: Facts = {}
 
 
-class UpdateReport(Struct, forbid_unknown_fields=True):
+class UpdateReport(Struct):
     """An update under way, or how it ended."""
 
     bundle_id: BundleId
@@ -41,7 +41,7 @@ class UpdateReport(Struct, forbid_unknown_fields=True):
     percent: Percent | None = None
 
 
-class MachineReport(Struct, forbid_unknown_fields=True):
+class MachineReport(Struct):
     """What a device is."""
 
     system: Word | None = None
@@ -50,14 +50,14 @@ class MachineReport(Struct, forbid_unknown_fields=True):
     ram_bytes: Count | None = None
 
 
-class MemoryReport(Struct, forbid_unknown_fields=True):
+class MemoryReport(Struct):
     """Memory now."""
 
     rss_bytes: Count | None = None
     available_bytes: Count | None = None
 
 
-class SpeedReport(Struct, forbid_unknown_fields=True):
+class SpeedReport(Struct):
     """Speed of the bundle it runs, where it was measured."""
 
     load_s: Amount | None = None
@@ -65,7 +65,7 @@ class SpeedReport(Struct, forbid_unknown_fields=True):
     decode_tok_s: Amount | None = None
 
 
-class EnergyReport(Struct, forbid_unknown_fields=True):
+class EnergyReport(Struct):
     """Energy, where the machine counts it; ``note`` says why not."""
 
     joules_per_token: Amount | None = None
@@ -75,7 +75,7 @@ class EnergyReport(Struct, forbid_unknown_fields=True):
     note: Text | None = None
 
 
-class CounterReport(Struct, forbid_unknown_fields=True):
+class CounterReport(Struct):
     """What a device did since it started."""
 
     requests_total: Count = 0
@@ -84,7 +84,7 @@ class CounterReport(Struct, forbid_unknown_fields=True):
     queued: Count = 0
 
 
-class ErrorReport(Struct, forbid_unknown_fields=True):
+class ErrorReport(Struct):
     """An error, told once."""
 
     at: Moment
@@ -92,8 +92,12 @@ class ErrorReport(Struct, forbid_unknown_fields=True):
     message: Text
 
 
-class HeartbeatRequest(Struct, forbid_unknown_fields=True):
-    """What a device tells each time."""
+class HeartbeatRequest(Struct):
+    """What a device tells each time.
+
+    Fields that are not known here are passed over: an agent that is newer than its gateway must
+    still hear what to run.
+    """
 
     agent_version: Word
     started_at: Moment

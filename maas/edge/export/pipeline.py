@@ -30,7 +30,7 @@ from maas.edge.export.runtime_adapters import (
 )
 from maas.edge.export.smaller import graph_limit, shrink
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.quality.measure import Reference, measure, take_reference
+from maas.edge.quality.measure import Reference, likeness, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
@@ -132,18 +132,20 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
     folder = spec.work_dir / "bundle"
     # Written once, and only where something needs it.
     rows = cache(lambda: _calibrate(spec, original, report))
-    limit, shrunk = graph_limit(spec, original.model_dir), None
+    limit, shrunk, lost = graph_limit(spec, original.model_dir), None, 0.0
     if spec.shrink is not None:
         shrunk = shrink(
             spec.shrink, original.model, original.model_dir, rows(), spec=spec, report=report
         )
         original.model_dir = shrunk.model_dir
+        lost = likeness(reference, original.scorer()).kl_divergence
     source = Source(
         original.model_dir,
         original.model,
         rows,
         is_low_rank=shrunk is not None and shrunk.is_low_rank,
         max_size_bytes=limit,
+        lost=lost,
     )
     tried = _make_graph(spec, source, reference, folder, report)
     if taken:
@@ -166,7 +168,7 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "verdict": proof.verdict,
     }
     proofs = prove_adapters(folder, taken, spec, original.encode)
-    done = None if shrunk is None else shrunk.receipt
+    done = None if shrunk is None else shrunk.receipt | {"kl_divergence": lost}
     receipt, summary = with_adapters(receipt | {"shrink": done}, summary, proofs)
     return _Proved(folder, original.model_dir, receipt, summary)
 

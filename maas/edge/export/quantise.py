@@ -116,6 +116,8 @@ class Source:
         rows: Gives calibration text, shape (rows, length); asked when a setting needs it.
         is_low_rank: Whether layers of it were decomposed: the builder cannot round those.
         max_size_bytes: Of the graph and its weights.
+        lost: Nats a token that the model lies from the reference as it is. Where the caller named
+            no budget, quantising may add as much as it may to a model that was not shrunk.
     """
 
     model_dir: Path
@@ -123,6 +125,7 @@ class Source:
     rows: Callable[[], Tensor]
     is_low_rank: bool = False
     max_size_bytes: int | None = None
+    lost: float = 0.0
 
 
 def search(
@@ -177,12 +180,14 @@ class _Attempts:
         self._kept = out.with_name(f"{out.name}.kept")
         self._rounder = _Rounder(source, tell)
         self._sizes = Sizes.of(source.model)
+        is_named = spec.quality.max_kl_divergence is not None
+        self._budget = spec.quality.budget + (0.0 if is_named else source.lost)
         self._tried: list[Tried] = []
         self._best: int | None = None
 
     def is_enough(self, setting: Setting) -> bool:
         """Try one; whether it keeps enough."""
-        limit, budget = self._source.max_size_bytes, self._spec.quality.budget
+        limit, budget = self._source.max_size_bytes, self._budget
         about = self._sizes.graph_bytes(setting.body_bits, setting.head_bits, setting.block_size)
         if limit is not None and about > limit:
             self._note(setting, None, about, f"about {about} bytes, over {limit}")
@@ -195,7 +200,7 @@ class _Attempts:
             return False
         divergence = near.kl_divergence
         enough = divergence <= budget
-        compared = f"{divergence:.3f} nats, {'within' if enough else 'over'} {budget:g}"
+        compared = f"{divergence:.3f} nats, {'within' if enough else 'over'} {budget:.3g}"
         self._note(setting, near, size, compared)
         best = None if self._best is None else self._tried[self._best].near
         if best is None or divergence < best.kl_divergence:
@@ -217,18 +222,18 @@ class _Attempts:
         best = self._tried[self._best]
         near = best.near
         if near is None or (
-            near.kl_divergence > demand.budget
+            near.kl_divergence > self._budget
             and demand.max_kl_divergence is not None
             and not demand.force
         ):
             raise BundleRefused(
-                f"no setting tried lies within {demand.budget:g} nats a token of the original: "
+                f"no setting tried lies within {self._budget:.3g} nats a token of the original: "
                 f"{'; '.join(item.why for item in self._tried)}",
                 param="max_kl_divergence",
             )
         shutil.rmtree(self._out, ignore_errors=True)
         self._kept.rename(self._out)
-        is_over = near.kl_divergence > demand.budget
+        is_over = near.kl_divergence > self._budget
         why = f"{best.why}; {'the nearest' if is_over else 'the first that is'}"
         self._tried[self._best] = replace(best, is_taken=True, why=why)
         return self._tried

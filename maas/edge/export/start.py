@@ -65,7 +65,7 @@ def run_export(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         ) as child,
     ):
@@ -99,8 +99,8 @@ def _end_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
-    """Have torch's threads sleep where they wait.
+def environment() -> dict[str, str]:
+    """Return the process's environment: torch's threads sleep where they wait.
 
     Beside other work one that waits for its neighbour would burn the very time that one needs: a
     small product took ten times as long.

@@ -1,5 +1,7 @@
 """The search: the first setting within the budget is taken, and all that was tried is told."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.runtime.engine.options import EngineOptions
 
 ROWS = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+Build = Callable[[Path, Path, BuildOptions], None]
 PROMPTS = [[72, 101, 108], [10, 20, 30, 40]]
 
 
@@ -48,7 +51,9 @@ class Run:
         settings = (Setting(64, 8, 8, "rtn"), Setting(32, 8, 8), Setting(32, 8, 8, "rtn", 1))
         monkeypatch.setitem(quantise.SETTINGS, "int8", settings)
 
-    def __call__(self, *, max_size_bytes: int | None = None, **quality: object) -> list[Tried]:
+    def __call__(
+        self, *, max_size_bytes: int | None = None, lost: float = 0.0, **quality: object
+    ) -> list[Tried]:
         model = AutoModelForCausalLM.from_pretrained(self._weights, dtype=torch.bfloat16).eval()
         scorer = TorchScorer(model, frozenset([257]))
         reference = take_reference(scorer, (), PROMPTS, lambda text: list(text.encode()))
@@ -57,7 +62,7 @@ class Run:
             self.num_calibrated += 1
             return ROWS
 
-        source = Source(self._weights, model, rows, max_size_bytes=max_size_bytes)
+        source = Source(self._weights, model, rows, max_size_bytes=max_size_bytes, lost=lost)
         spec = asked_for(self._tmp_path, self._weights, **quality)
         return search(source, reference, self.out, spec=spec, tell=lambda _, __: None)
 
@@ -65,8 +70,23 @@ class Run:
         return OnnxScorer(self.out, EngineOptions(num_threads=1)).greedy(PROMPTS, 4)
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The builder, which makes each graph once: a search builds, a test a dozen times."""
+    folder, made = tmp_path_factory.mktemp("graphs"), dict[BuildOptions, Path]()
+
+    def build_once(model_dir: Path, out: Path, options: BuildOptions) -> None:
+        if options not in made:
+            made[options] = folder / str(len(made))
+            build(model_dir, made[options], options)
+        shutil.copytree(made[options], out)
+
+    return build_once
+
+
 @pytest.fixture
-def run(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, graphs: Build) -> Run:
+    monkeypatch.setattr(quantise, "build", graphs)
     return Run(tmp_path, tiny_weights, monkeypatch)
 
 
@@ -97,6 +117,16 @@ def test_a_budget_the_caller_named_is_kept_or_the_export_refused_unless_forced(r
     with pytest.raises(BundleRefused, match="no setting tried lies within 1e-09 nats"):
         run(max_kl_divergence=1e-9, max_attempts=1)
     assert run(max_kl_divergence=1e-9, max_attempts=1, force=True)[0].is_taken
+
+
+def test_what_shrinking_lost_is_not_held_against_quantising(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QualityDemand, "budget", property(lambda _: 1e-9))
+    (tried,) = run(lost=5.0)
+    assert tried.why.endswith("within 5; the first that is")
+    # A budget that was named is one to the original.
+    assert len(run(lost=5.0, max_kl_divergence=1e-9, max_attempts=2, force=True)) == 2
 
 
 def test_what_is_too_large_is_not_built(run: Run) -> None:

@@ -64,7 +64,14 @@ def load(weights: Path) -> LlamaForCausalLM:
     return AutoModelForCausalLM.from_pretrained(weights, dtype=torch.bfloat16).eval()
 
 
-@pytest.mark.parametrize("method", ["prune", "low_rank", "both"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("prune", marks=pytest.mark.slow),
+        pytest.param("low_rank", marks=pytest.mark.slow),
+        "both",
+    ],
+)
 def test_the_graph_fits_and_is_near_the_target(
     weights: Path, monkeypatch: pytest.MonkeyPatch, method: ShrinkMethod
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the process of an export tells arrives as it was told; one that is killed says so."""
+"""What an export's process tells arrives as it was told; its threads sleep where they wait."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from maas.core.errors import (
     EngineError,
 )
 from maas.edge.export.spec import ExportSpec
-from maas.edge.export.start import run_export
+from maas.edge.export.start import environment, run_export
 
 
 @pytest.fixture
@@ -59,3 +59,14 @@ def test_an_error_of_the_process_is_the_same_error_here(run, kind):
 def test_a_process_that_is_killed_while_it_writes_is_one_that_ended(run):
     with pytest.raises(EngineError, match="process ended"):
         run('{"result": {"bundle_pa')
+
+
+def test_threads_sleep_where_they_wait_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("MAAS_HOME", "here")
+    assert environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert environment()["MAAS_HOME"] == "here"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert environment()["OMP_WAIT_POLICY"] == "ACTIVE"
