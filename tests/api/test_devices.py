@@ -332,7 +332,6 @@ def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
         b'{"agent_version": "1", "started_at": 1e999, "state": "ok"}',
         b'{"agent_version": "1", "started_at": -1, "state": "ok"}',
         b'{"agent_version": "1", "started_at": 0, "state": "well"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "device_id": "another"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "a\\u0000b"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "../../etc"}',
         b'{"agent_version": "\\ud800", "started_at": 0, "state": "ok"}',
@@ -476,3 +475,12 @@ def test_summary_counts_by_status_bundle_and_group(yard: Yard) -> None:
     assert summary["by_bundle"] == {bundle_id: 1, "none": 1}
     assert summary["by_group"] == {"default": 2}
     assert summary["speed"]["decode_tok_s"] == {"median": 50.0, "num_devices": 2}
+
+
+def test_heartbeat_of_a_newer_agent_is_understood(yard: Yard) -> None:
+    device = yard.device()
+    body = heartbeat_of() | {"mood": "fine", "memory": {"rss_bytes": 1, "swap_bytes": 2}}
+    with Client(base_url=yard.gateway.url, timeout=30) as client:
+        headers = {"Authorization": f"Bearer {device.key}"}
+        answer = client.post("/v1/devices/heartbeat", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
