@@ -20,6 +20,8 @@ import aiohttp
 from benchmarks.serving.running import MODEL, RunningPlatform
 
 STREAMS = (1, 4, 16)
+# Seconds from a warm `make up` to the first streamed token.
+MAX_START_S = {"vllm": 45, "onnx": 15}
 TTFT_MAX_TOKENS = 4
 PROMPT = "Write a long story about a lighthouse keeper and the sea. Part {n}."
 
@@ -163,7 +165,14 @@ def _mark(is_met: bool) -> str:
     return "met" if is_met else "MISSED"
 
 
-def report(results: list[Comparison], *, start_s: float, idle_bytes: int, port_s: float) -> str:
+def report(
+    results: list[Comparison],
+    *,
+    start_s: float,
+    max_start_s: float,
+    idle_bytes: int,
+    port_s: float,
+) -> str:
     """Return the tables as Markdown."""
     lines = [
         "| streams | engine tok/s | platform tok/s | share (goal >= 97 %) | engine TTFT p50 "
@@ -181,8 +190,8 @@ def report(results: list[Comparison], *, start_s: float, idle_bytes: int, port_s
         "",
         "| what | measured | goal | |",
         "|---|---|---|---|",
-        f"| warm start to first streamed token | {start_s:.1f} s | <= 45 s "
-        f"| {_mark(start_s <= 45)} |",
+        f"| warm start to first streamed token | {start_s:.1f} s "
+        f"| <= {max_start_s:.0f} s | {_mark(start_s <= max_start_s)} |",
         f"| of which until everything answers | {port_s:.1f} s | | |",
         f"| idle memory (PSS) of all but the engine | {gib:.2f} GiB | < 1.5 GB "
         f"| {_mark(idle_bytes < 1.5e9)} |",
@@ -193,6 +202,7 @@ def report(results: list[Comparison], *, start_s: float, idle_bytes: int, port_s
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=MAX_START_S, default="vllm")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--ttft-rounds", type=int, default=40, help="short ones, for first tokens")
@@ -201,9 +211,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="maas-bench-") as folder:
         home = Path(folder)
         # Twice: the first start prepares weights and fills caches, the second one is the warm one.
-        with RunningPlatform(home):
+        with RunningPlatform(home, arguments.engine):
             pass
-        with RunningPlatform(home) as running:
+        with RunningPlatform(home, arguments.engine) as running:
             first_token_s = running.first_token_s()
             time.sleep(5)
             idle_bytes = running.idle_bytes()
@@ -215,11 +225,18 @@ def main() -> None:
                     num_ttft_rounds=arguments.ttft_rounds,
                 )
             )
-            print(f"{time.strftime('%Y-%m-%d')}, {host.machine()}, {MODEL}, medians of ", end="")
+            print(
+                f"{time.strftime('%Y-%m-%d')}, {host.machine()}, {MODEL}, {arguments.engine}, medians of ",
+                end="",
+            )
             print(f"{arguments.rounds} alternating rounds of {arguments.max_tokens} tokens\n")
             print(
                 report(
-                    results, start_s=first_token_s, idle_bytes=idle_bytes, port_s=running.ready_s
+                    results,
+                    start_s=first_token_s,
+                    max_start_s=MAX_START_S[arguments.engine],
+                    idle_bytes=idle_bytes,
+                    port_s=running.ready_s,
                 )
             )
     if arguments.json:

@@ -28,18 +28,18 @@ class RunningPlatform:
 
     Args:
         home: Its ``MAAS_HOME``.
+        engine: What serves its models.
 
     Attributes:
         ready_s: Seconds from the start until every model answered.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, engine: str = "vllm") -> None:
         self._home = home
         self._port = _free_port()
         self._environment = {
-            # What the figures are of; MAAS_ENGINE=onnx measures the other.
-            "MAAS_ENGINE": "vllm",
             **os.environ,
+            "MAAS_ENGINE": engine,
             "MAAS_HOME": str(home),
             "MAAS_PORT": str(self._port),
             "MAAS_METRICS_PORT": str(_free_port()),
