@@ -225,11 +225,11 @@ def main() -> None:
                     num_ttft_rounds=arguments.ttft_rounds,
                 )
             )
+            what = f"{host.machine()}, {MODEL}, {arguments.engine}"
+            rounds = f"medians of {arguments.rounds} alternating rounds"
             print(
-                f"{time.strftime('%Y-%m-%d')}, {host.machine()}, {MODEL}, {arguments.engine}, medians of ",
-                end="",
+                f"{time.strftime('%Y-%m-%d')}, {what}, {rounds} of {arguments.max_tokens} tokens\n"
             )
-            print(f"{arguments.rounds} alternating rounds of {arguments.max_tokens} tokens\n")
             print(
                 report(
                     results,
