@@ -15,6 +15,7 @@ from httpx import Client
 from maas.core.ids import new_id
 from maas.store.key_terms import KeyTerms
 from maas.store.roles import ORGANIZATION_SCOPE
+from maas.store.rollouts import RolloutRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.devices import FakeDevice, enrolled, heartbeat_of, made_bundle
 from tests.fakes.engine import FakeEngine
@@ -316,6 +317,28 @@ def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
     assert yard.post(f"/rollouts/{rollout['id']}/pause")["status"] == "paused"
     assert yard.post(f"/rollouts/{rollout['id']}/cancel")["finished_at"] is not None
     yard.post(f"/rollouts/{rollout['id']}/resume", status=409)
+
+
+def test_rollout_that_fails_everywhere_never_completes(yard: Yard) -> None:
+    """Fewer devices than the reports it should wait for."""
+    bad = yard.bundle("bad")
+    devices = [yard.device() for _ in range(4)]
+    stages = [{"percent": 50}, {"percent": 100}]
+    body = {"channel": "stable", "bundle_id": bad, "stages": stages, "min_reports": 10}
+    rollout = yard.post("/rollouts", body)
+    store = yard.gateway.store
+    rollouts = RolloutRepository(store.database, store.clock)
+    for device in devices:
+        device.fails = frozenset({bad})
+    for _ in range(6):
+        for device in devices:
+            device.beat()
+        rollouts.advance(rollout["id"])
+    halted = yard.get(f"/rollouts/{rollout['id']}")
+    assert halted["status"] == "halted"
+    assert halted["counts"]["failed"] >= 1
+    assert yard.get("/channels/stable")["bundle_id"] is None
+    assert [device.beat()["desired"] for device in devices] == [None] * 4
 
 
 @pytest.mark.parametrize(

@@ -518,6 +518,43 @@ def test_only_failures_of_this_attempt_count(yard):
     assert yard.seen(rollout).status is RolloutStatus.HALTED
 
 
+@pytest.mark.parametrize("min_s", [0.0, 3600.0])
+def test_stage_whose_devices_failed_halts_however_many_reports_were_wanted(yard, min_s):
+    old, new = yard.bundle("old"), yard.bundle("new")
+    yard.fleet.channels.set(yard.project_id, "stable", old)
+    units = yard.devices(4)
+    stages = (Stage(100, min_s),)
+    rollout = yard.fleet.rollouts.create(
+        yard.project_id, NewRollout("stable", new, stages, max_failure_percent=5.0, min_reports=10)
+    )
+    for unit in units:
+        assert unit.wants() == new
+    for unit in units[:3]:
+        unit.ends(new, 1, is_success=False)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "one more report may come"
+    units[3].ends(new, 1, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING
+    yard.step()
+    halted = yard.seen(rollout)
+    assert (halted.status, halted.counts.failed) == (RolloutStatus.HALTED, 4)
+    assert "4 of 4" in halted.reason
+    assert {unit.wants() for unit in units} == {old}
+
+
+def test_failures_within_the_limit_let_a_rollout_complete(yard):
+    new = yard.bundle("new")
+    good, bad = yard.devices(2)
+    rollout = yard.rollout(new, max_failure_percent=50.0, min_reports=10)
+    good.wants(), bad.wants()
+    bad.ends(new, 1, is_success=False)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING
+    good.ends(new, 1, is_success=True)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.COMPLETED
+
+
 def test_paused_and_cancelled(yard):
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)
