@@ -110,7 +110,7 @@ def wish_of(
         pins: Bundles it is bound to, the strongest first.
         channel: The bundle of its channel.
         course: The rollout of its channel that is not over.
-        runs: The bundle that it says it runs.
+        runs: The bundle that it says it runs, if it was told to.
     """
     pinned = next((pin for pin in pins if pin is not None), None)
     if pinned is not None:
