@@ -7,8 +7,9 @@ from msgspec import Meta, Struct
 
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
 Text = Annotated[str, Meta(max_length=4096)]
-# Ids are kept in columns of their own: nothing but these characters.
-BundleId = Annotated[str, Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
+# Ids are kept in columns of their own: nothing but these characters. A ``$`` alone takes a newline.
+BundleId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,128}$(?!\n)")]
+Nonce = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{32,128}$(?!\n)")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Amount = Annotated[float, Meta(ge=0, le=1e15)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -25,7 +26,7 @@ class EnrolRequest(Struct, forbid_unknown_fields=True):
     """
 
     code: Annotated[str, Meta(min_length=1, max_length=128)]
-    nonce: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{32,128}$")]
+    nonce: Nonce
     name: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
     facts: Facts = {}
 
@@ -34,7 +35,7 @@ class UpdateReport(Struct):
     """An update under way, or how it ended."""
 
     bundle_id: BundleId
-    attempt: Annotated[int, Meta(ge=0, le=2**31)]
+    attempt: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     status: Literal["downloading", "succeeded", "failed"]
     phase: Literal["pull", "verify", "trial", "load"] | None = None
     error: Text | None = None

@@ -1,7 +1,8 @@
 """What moves the fleet's rollouts on while a controller leads.
 
-Halting is not here: a heartbeat that tells of one failure too many halts its rollout itself. Each
-step looks at the store anew and may be done again, by anybody, after any crash.
+A heartbeat that tells of one failure too many halts its rollout itself; here it halts where too few
+have reported for that, and no more will. Each step looks at the store anew and may be done again,
+by anybody, after any crash.
 """
 
 import asyncio
@@ -47,6 +48,6 @@ class FleetKeeper:
         for rollout_id in self._rollouts.running():
             try:
                 if self._rollouts.advance(rollout_id):
-                    log.info("rollout %s goes on", rollout_id)
+                    log.info("rollout %s has a new stage or status", rollout_id)
             except MaasError as error:
                 log.error("rollout %s: %s", rollout_id, error.message)

@@ -17,10 +17,18 @@ from maas.store.database import Database, move_revision
 from maas.store.device_events import News, tell
 from maas.store.device_groups import find_or_add_channel, needed_group
 from maas.store.device_keys import fit_keys
-from maas.store.fleet_book import IN_GROUP, follows, read_book, read_facts
+from maas.store.fleet_book import (
+    IN_GROUP,
+    DeviceFacts,
+    FleetBook,
+    follows,
+    read_book,
+    read_facts,
+)
 from maas.store.fleet_records import Device, DeviceEvent, event_of
 from maas.store.fleet_tables import DeviceEventRow, DeviceGroupRow, DeviceRow, DeviceStateRow
 from maas.store.pages import Page, Window, read_page
+from maas.store.rollout_rules import Wish
 from maas.store.tenancy_tables import ApiKeyRow
 
 
@@ -153,7 +161,7 @@ class DeviceRepository:
         """Say whether a device should run a bundle, or runs it and was told to."""
         with self._database.read() as session:
             for facts in read_facts(session, DeviceRow.key_id == key_id):
-                wish = read_book(session, [facts.project_id]).wish_for(facts, facts.runs)
+                wish = _wish_of(read_book(session, [facts.project_id]), facts)
                 if wish is not None and wish.bundle_id == bundle_id:
                     return True
                 return facts.runs == bundle_id and bundle_id in facts.told
@@ -230,10 +238,14 @@ class DeviceRepository:
                 last_seen_at=facts[row.id].last_seen_at,
                 is_online=facts[row.id].is_online(self._clock.now()),
                 report=report_of[row.id],
-                wish=book.wish_for(facts[row.id], facts[row.id].runs),
+                wish=_wish_of(book, facts[row.id]),
             )
             for row in known
         ]
+
+
+def _wish_of(book: FleetBook, facts: DeviceFacts) -> Wish | None:
+    return book.wish_for(facts, facts.runs, facts.told)
 
 
 def _conditions(wanted: DeviceFilter) -> list[ColumnElement[bool]]:

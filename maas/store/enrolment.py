@@ -27,6 +27,7 @@ from maas.store.fleet_tables import DeviceRow, DeviceStateRow, EnrolmentCodeRow
 from maas.store.keys import new_row
 from maas.store.pages import Page, Window, read_page
 from maas.store.secrets import Sealing
+from maas.store.tenancy_tables import OrganizationRow, ProjectRow
 from maas.store.text import as_name
 
 REPLAYED_S = 24 * 3600.0
@@ -236,7 +237,17 @@ def _digest(text: str) -> str:
 
 
 def _find(session: Session, digits: str) -> EnrolmentCodeRow | None:
-    wanted = select(EnrolmentCodeRow).where(EnrolmentCodeRow.digest == _digest(digits))
+    """Return a code, unless its project or organisation is archived: no key of these works."""
+    wanted = (
+        select(EnrolmentCodeRow)
+        .join(ProjectRow, ProjectRow.id == EnrolmentCodeRow.project_id)
+        .join(OrganizationRow, OrganizationRow.id == ProjectRow.organization_id)
+        .where(
+            EnrolmentCodeRow.digest == _digest(digits),
+            ProjectRow.archived_at.is_(None),
+            OrganizationRow.archived_at.is_(None),
+        )
+    )
     return session.scalars(wanted).one_or_none()
 
 

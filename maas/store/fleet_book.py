@@ -1,6 +1,6 @@
 """What decides about devices, read at once: groups, channels, and rollouts that are not over."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from maas.store.fleet_tables import (
     DeviceStateRow,
 )
 from maas.store.rollout_rules import OVER, Wish, is_in, wish_of
+from maas.store.told import Told, read_told
 
 _OVER = [status.value for status in OVER]
 # Of a device: its own channel, else its group's.
@@ -48,7 +49,7 @@ class DeviceFacts:
         channel: That it follows; none of a retired device whose group is gone.
         pins: Bundles it is bound to: its own, its group's.
         runs: The bundle that it says it runs.
-        told: Bundles that it was told to run, newest last.
+        told: Bundles that it was told to run.
     """
 
     id: str
@@ -61,7 +62,7 @@ class DeviceFacts:
     fallback_model: str | None
     heartbeat_s: int
     runs: str | None
-    told: tuple[str, ...]
+    told: Mapping[str, Told]
     last_seen_at: float | None
 
     def is_online(self, now: float) -> bool:
@@ -85,13 +86,21 @@ class FleetBook:
             return None
         return row if is_in(row.id, device.id, row.stages[row.stage]["percent"]) else None
 
-    def wish_for(self, device: DeviceFacts, runs: str | None) -> Wish | None:
-        """Return what a device should run, now that it runs this."""
+    def wish_for(self, device: DeviceFacts, runs: str | None, told: Collection[str]) -> Wish | None:
+        """Return what a device should run.
+
+        Args:
+            device: Which.
+            runs: The bundle that it says it runs now.
+            told: The bundles that it was told to run up to now.
+        """
         if device.retired_at is not None or device.channel is None:
             return None
         place = (device.project_id, device.channel)
         row = self.rollouts.get(place)
         course = None if row is None else course_of(row)
+        # Saying that it runs what it was never told takes no device into a rollout that stands.
+        runs = runs if runs in told else None
         return wish_of(device.id, device.pins, self.channels.get(place), course, runs)
 
 
@@ -126,7 +135,7 @@ def read_facts(session: Session, *conditions: ColumnElement[bool]) -> list[Devic
             fallback_model=row[8],
             heartbeat_s=row[9] or DEFAULT_HEARTBEAT_S,
             runs=row[10],
-            told=tuple(row[11]),
+            told=read_told(row[11]),
             last_seen_at=row[12],
         )
         for row in session.execute(wanted)

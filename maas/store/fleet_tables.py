@@ -65,8 +65,8 @@ class DeviceRow(Base):
 class DeviceStateRow(Base):
     """What a device told last, one row a device. Heartbeats are no change of the control plane.
 
-    ``told`` holds the bundles that it was told to run, newest last; ``report`` is the whole of
-    its last heartbeat.
+    ``told`` holds the bundles that it was told to run, newest last (``maas.store.told``);
+    ``report`` is the whole of its last heartbeat.
     """
 
     __tablename__ = "device_states"

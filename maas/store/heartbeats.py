@@ -9,22 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
 from maas.core.errors import AuthenticationFailed, MaasError
 from maas.store.database import Database
-from maas.store.device_events import News, tell
+from maas.store.device_events import News, tell, tell_all
 from maas.store.edge_tables import BundleRow
 from maas.store.fleet_book import DeviceFacts, FleetBook, read_book, read_facts
 from maas.store.fleet_tables import DeviceRolloutRow, DeviceRow, DeviceStateRow, DeviceUpdateRow
 from maas.store.rollout_rules import RolloutStatus, Wish, must_halt
 from maas.store.rollouts import halt
 from maas.store.text import as_text
+from maas.store.told import Told, kept, with_wish
 
-# Of the bundles that a device was told to run, those it may still tell of.
-_MAX_TOLD = 8
 _MAX_ERROR = 4096
 
 
@@ -110,6 +109,7 @@ class _Taking:
     devices: dict[str, DeviceFacts]
     book: FleetBook
     states: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    told: dict[str, Mapping[str, Told]] = field(default_factory=dict[str, Mapping[str, Told]])
 
     @classmethod
     def begin(cls, session: Session, beats: Sequence[Beat], now: float) -> "_Taking":
@@ -122,19 +122,21 @@ class _Taking:
         device = self.devices.get(beat.key_id)
         if device is None or device.retired_at is not None:
             return AuthenticationFailed("the device of this API key is retired")
-        told = self.states.get(device.id, {}).get("told", device.told)
+        told = self.told.get(device.id, device.told)
         if beat.outcome is not None and beat.outcome.bundle_id in told:
-            self._conclude(device, beat.outcome)
-        for error in beat.errors:
-            tell(self.session, device.id, _news_of(error), self.now)
-        wish = self.book.wish_for(device, beat.bundle_id)
-        if wish is not None and (not told or told[-1] != wish.bundle_id):
-            told = [*(item for item in told if item != wish.bundle_id), wish.bundle_id]
+            self._conclude(device, beat.outcome, told[beat.outcome.bundle_id])
+        if beat.errors:
+            news = [_news_of(error) for error in beat.errors]
+            tell_all(self.session, device.id, news, self.now)
+        wish = self.book.wish_for(device, beat.bundle_id, told)
+        if wish is not None:
+            told = with_wish(told, wish)
+        self.told[device.id] = told
         self.states[device.id] = {
             "device_id": device.id,
             "last_seen_at": self.now,
             "bundle_id": beat.bundle_id,
-            "told": list(told[-_MAX_TOLD:]),
+            "told": kept(told),
             "report": dict(beat.report),
             **beat.speeds,
         }
@@ -158,24 +160,20 @@ class _Taking:
             at=self.now,
         )
 
-    def _conclude(self, device: DeviceFacts, outcome: Outcome) -> None:
+    def _conclude(self, device: DeviceFacts, outcome: Outcome, told: Told) -> None:
         """Write down how an update ended, once; count it in its rollout."""
+        if outcome.attempt > told.attempt:
+            # It was told no such attempt: what it says of it must not hide what comes of one.
+            return
+        rollout = self._rollout_of(device, outcome, told)
         key = (device.id, outcome.bundle_id, outcome.attempt)
         known = self.session.get(DeviceUpdateRow, key)
         if known is not None:
             if known.is_success and not outcome.is_success:
-                self._take_back(device, known, outcome)
+                self._take_back(device, known, outcome, rollout)
             return
-        rollout = self.book.rollout_for(device)
-        if rollout is not None and rollout.bundle_id != outcome.bundle_id:
-            rollout = None
-        if outcome.attempt and outcome.attempt > self._newest_attempt(device, rollout, outcome):
-            # Nobody asked for such an attempt.
-            return
-        if rollout is not None and outcome.attempt:
+        if rollout is not None:
             self._count(device, rollout, outcome)
-        else:
-            rollout = None
         self.session.add(
             DeviceUpdateRow(
                 device_id=device.id,
@@ -191,29 +189,36 @@ class _Taking:
         self.session.flush()
         tell(self.session, device.id, _outcome_news(outcome, rollout), self.now)
 
-    def _take_back(self, device: DeviceFacts, known: DeviceUpdateRow, outcome: Outcome) -> None:
+    def _take_back(
+        self,
+        device: DeviceFacts,
+        known: DeviceUpdateRow,
+        outcome: Outcome,
+        rollout: DeviceRolloutRow | None,
+    ) -> None:
         """Write down that a bundle failed after all, and the device went back; once."""
-        known.is_success, known.phase, known.error = False, outcome.phase, _short(outcome.error)
-        rollout = self.book.rollout_for(device)
-        if rollout is not None and rollout.id != known.rollout_id:
+        was_counted = known.rollout_id is not None
+        if rollout is not None and was_counted and known.rollout_id != rollout.id:
             rollout = None
+        known.is_success, known.phase, known.error = False, outcome.phase, _short(outcome.error)
+        if rollout is not None:
+            known.rollout_id = rollout.id
         self.session.flush()
         if rollout is not None:
-            rollout.num_succeeded -= not self._has_succeeded(device, rollout)
+            if was_counted:
+                rollout.num_succeeded -= not self._has_succeeded(device, rollout)
             self._count(device, rollout, outcome)
         news = _outcome_news(outcome, rollout)
         tell(self.session, device.id, replace(news, key=f"{news.key}:after"), self.now)
 
-    def _newest_attempt(
-        self, device: DeviceFacts, rollout: DeviceRolloutRow | None, outcome: Outcome
-    ) -> int:
-        if rollout is not None:
-            return rollout.attempt
-        newest = select(func.max(DeviceRolloutRow.attempt)).where(
-            DeviceRolloutRow.project_id == device.project_id,
-            DeviceRolloutRow.bundle_id == outcome.bundle_id,
-        )
-        return self.session.scalars(newest).one() or 0
+    def _rollout_of(
+        self, device: DeviceFacts, outcome: Outcome, told: Told
+    ) -> DeviceRolloutRow | None:
+        """Return the rollout that an outcome counts in: that in which the device was told so."""
+        if not outcome.attempt:
+            return None
+        rollout = self.book.rollout_for(device)
+        return rollout if rollout is not None and rollout.id == told.rollout_id else None
 
     def _count(self, device: DeviceFacts, rollout: DeviceRolloutRow, outcome: Outcome) -> None:
         if outcome.is_success:

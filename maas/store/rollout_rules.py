@@ -22,6 +22,14 @@ class RolloutStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Step(StrEnum):
+    """What is to be done about a rollout's stage."""
+
+    WAIT = "wait"
+    ADVANCE = "advance"
+    HALT = "halt"
+
+
 OVER = frozenset({RolloutStatus.COMPLETED, RolloutStatus.CANCELLED})
 
 
@@ -102,7 +110,7 @@ def wish_of(
         pins: Bundles it is bound to, the strongest first.
         channel: The bundle of its channel.
         course: The rollout of its channel that is not over.
-        runs: The bundle that it says it runs.
+        runs: The bundle that it says it runs, if it was told to.
     """
     pinned = next((pin for pin in pins if pin is not None), None)
     if pinned is not None:
@@ -137,3 +145,21 @@ def is_stage_over(members: Iterable[Member], *, elapsed_s: float, min_s: float) 
     recent = [item for item in known if item.is_recent]
     num_done = sum(item.is_done for item in recent)
     return not known or (num_done > 0 and 2 * num_done >= len(recent))
+
+
+def step_of(members: Iterable[Member], *, elapsed_s: float, min_s: float, is_failing: bool) -> Step:
+    """Return what is to be done about a stage.
+
+    Args:
+        members: Its devices.
+        elapsed_s: Since it began.
+        min_s: That it lasts at least.
+        is_failing: More of those that reported failed than may, however few reported.
+    """
+    if is_failing:
+        # A stage's time is there to find failures. Where they are found, and no report is awaited
+        # that could outweigh them, nothing is left to wait for.
+        is_told = is_stage_over(members, elapsed_s=min_s, min_s=min_s)
+        return Step.HALT if is_told else Step.WAIT
+    is_over = is_stage_over(members, elapsed_s=elapsed_s, min_s=min_s)
+    return Step.ADVANCE if is_over else Step.WAIT

@@ -24,7 +24,7 @@ from maas.store.fleet_tables import (
     DeviceUpdateRow,
 )
 from maas.store.pages import Page, Window, read_page
-from maas.store.rollout_rules import Member, RolloutStatus, is_in, is_stage_over
+from maas.store.rollout_rules import Member, RolloutStatus, Step, is_in, must_halt, step_of
 from maas.store.webhooks import enqueue_for_project
 
 RECENT_S = 86400.0
@@ -155,35 +155,47 @@ class RolloutRepository:
     def advance(self, rollout_id: str) -> bool:
         """Begin the next stage where this one is over; after the last the rollout is completed.
 
+        Where too many failed, but fewer than halt it at once, it halts when its stage would end.
+
         Returns:
             Whether anything changed.
         """
         with self._database.read() as session:
-            if not self._is_ready(session, session.get(DeviceRolloutRow, rollout_id)):
+            if self._step(session, session.get(DeviceRolloutRow, rollout_id)) is Step.WAIT:
                 return False
         with self._database.write(bump_revision=False) as session:
             # Somebody else may have done so, or a failure halted it meanwhile.
             row = session.get(DeviceRolloutRow, rollout_id)
-            if row is None or not self._is_ready(session, row):
+            step, now = self._step(session, row), self._clock.now()
+            if row is None or step is Step.WAIT:
                 return False
+            if step is Step.HALT:
+                halt(session, row, now)
+                return True
             if row.stage + 1 < len(row.stages):
                 row.stage += 1
-                row.stage_began_at = row.updated_at = self._clock.now()
+                row.stage_began_at = row.updated_at = now
                 return True
-            now = self._clock.now()
             channel = find_or_add_channel(session, row.project_id, row.channel, now)
             channel.bundle_id, channel.updated_at = row.bundle_id, now
             self._end(session, row, RolloutStatus.COMPLETED)
             _tell(session, row, now)
             return True
 
-    def _is_ready(self, session: Session, row: DeviceRolloutRow | None) -> bool:
+    def _step(self, session: Session, row: DeviceRolloutRow | None) -> Step:
         if row is None or row.status != RolloutStatus.RUNNING:
-            return False
+            return Step.WAIT
         now, stage = self._clock.now(), stages_of(row)[row.stage]
+        is_failing = must_halt(
+            row.num_failed,
+            row.num_succeeded,
+            min_reports=1,
+            max_failure_percent=row.max_failure_percent,
+        )
+        elapsed_s = now - row.stage_began_at
         # Without a look at its devices where it is too early.
-        if now - row.stage_began_at < stage.min_s:
-            return False
+        if elapsed_s < stage.min_s and not is_failing:
+            return Step.WAIT
         done = _Done.read(session, row)
         members = [
             Member(
@@ -194,7 +206,7 @@ class RolloutRepository:
             for device in done.devices
             if is_in(row.id, device.id, stage.percent)
         ]
-        return is_stage_over(members, elapsed_s=now - row.stage_began_at, min_s=stage.min_s)
+        return step_of(members, elapsed_s=elapsed_s, min_s=stage.min_s, is_failing=is_failing)
 
     def _change(self, row: DeviceRolloutRow, status: RolloutStatus) -> None:
         row.status, row.updated_at = status.value, self._clock.now()

@@ -13,8 +13,10 @@ import pytest
 from httpx import Client
 
 from maas.core.ids import new_id
+from maas.gateway.devices.pace import BURST, INTERVAL_S
 from maas.store.key_terms import KeyTerms
 from maas.store.roles import ORGANIZATION_SCOPE
+from maas.store.rollouts import RolloutRepository
 from tests.api.conftest import RunningGateway
 from tests.fakes.devices import FakeDevice, enrolled, heartbeat_of, made_bundle
 from tests.fakes.engine import FakeEngine
@@ -318,6 +320,28 @@ def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
     yard.post(f"/rollouts/{rollout['id']}/resume", status=409)
 
 
+def test_rollout_that_fails_everywhere_never_completes(yard: Yard) -> None:
+    """Fewer devices than the reports it should wait for."""
+    bad = yard.bundle("bad")
+    devices = [yard.device() for _ in range(4)]
+    stages = [{"percent": 50}, {"percent": 100}]
+    body = {"channel": "stable", "bundle_id": bad, "stages": stages, "min_reports": 10}
+    rollout = yard.post("/rollouts", body)
+    store = yard.gateway.store
+    rollouts = RolloutRepository(store.database, store.clock)
+    for device in devices:
+        device.fails = frozenset({bad})
+    for _ in range(6):
+        for device in devices:
+            device.beat()
+        rollouts.advance(rollout["id"])
+    halted = yard.get(f"/rollouts/{rollout['id']}")
+    assert halted["status"] == "halted"
+    assert halted["counts"]["failed"] >= 1
+    assert yard.get("/channels/stable")["bundle_id"] is None
+    assert [device.beat()["desired"] for device in devices] == [None] * 4
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -334,6 +358,10 @@ def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
         b'{"agent_version": "1", "started_at": 0, "state": "well"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "a\\u0000b"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "../../etc"}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "abc\\n"}',
+        json.dumps(
+            heartbeat_of(update={"bundle_id": "b", "attempt": 2**31, "status": "failed"})
+        ).encode(),
         b'{"agent_version": "\\ud800", "started_at": 0, "state": "ok"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "speed": {"load_s": 1e300}}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "counters": {"queued": -1}}',
@@ -381,6 +409,7 @@ def test_bodies_over_their_limit_are_a_413(yard: Yard) -> None:
         {"nonce": "short"},
         {"nonce": "n" * 129},
         {"nonce": "n n" * 20},
+        {"nonce": "n" * 32 + "\n"},
         {"name": ""},
         {"name": "n" * 256},
         {"name": "\x1b]0;title\x07"},
@@ -435,6 +464,44 @@ def test_fleet_of_nonsense_is_a_400(yard: Yard, path: str, body: dict) -> None:
     given = {name: yard.bundle() if value == "BUNDLE" else value for name, value in body.items()}
     yard.post(path, given, status=400)
     assert yard.get("/rollouts")["data"] == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/devices/rollouts", '"max_failure_percent": X'),
+        ("/v1/devices/rollouts", '"min_reports": X'),
+        ("/v1/devices/rollouts", '"stages": [{"percent": X}]'),
+        ("/v1/devices/rollouts", '"stages": [{"percent": 100, "min_s": X}]'),
+        ("/v1/exports", '"quality": {"max_kl_divergence": X}'),
+        ("/v1/exports", '"quality": {"min_score_percent": X}'),
+        ("/v1/exports", '"quality": {"goal_percent": X}'),
+        ("/v1/exports", '"quality": {"max_attempts": X}'),
+        ("/v1/exports", '"shrink": {"target_parameters": 1, "recover_s": X}'),
+        ("/v1/exports", '"shrink": {"target_size_bytes": X}'),
+    ],
+)
+def test_what_is_no_number_is_a_400(yard: Yard, path: str, fields: str, number: str) -> None:
+    needed = '"model": "tiny"' if path == "/v1/exports" else '"channel": "c", "bundle_id": "b"'
+    body = f"{{{needed}, {fields.replace('X', number)}}}"
+    headers = {"Content-Type": "application/json"}
+    answer = yard.client.post(path, content=body, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_device_that_sends_without_end_is_told_to_wait(yard: Yard) -> None:
+    device, other = yard.device(), yard.device()
+    answers = [device.try_beat() for _ in range(60)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert [answer.status_code for answer in answers[:BURST]] == [200] * BURST
+    assert int(refused[0].headers["retry-after"]) == 1
+    assert refused[0].headers["x-maas-limit"] == "heartbeats_per_device"
+    other.beat()
+    time.sleep(INTERVAL_S)
+    device.beat()
 
 
 def test_changes_take_away_only_what_may_be_missing(yard: Yard) -> None:

@@ -18,6 +18,7 @@ from maas.core.errors import AuthenticationFailed, MaasError, MalformedBody, Una
 from maas.core.settings import GatewaySettings
 from maas.gateway.authority import check_is_device
 from maas.gateway.devices.desk import HeartbeatDesk
+from maas.gateway.devices.pace import HeartbeatPace
 from maas.gateway.devices.schemas import shown_device
 from maas.gateway.errors import send_error
 from maas.gateway.relay.app import Relay
@@ -63,6 +64,7 @@ class DeviceDoor:
         self._relay = relay
         self._snapshots = snapshots
         self._settings = settings
+        self._pace = HeartbeatPace()
         self._desk = HeartbeatDesk(fleet.heartbeats.take)
         self._enroller = ThreadPoolExecutor(1, thread_name_prefix="enrolment")
         self._num_enrolling = 0
@@ -78,6 +80,8 @@ class DeviceDoor:
     async def _heartbeat(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         access = await self._identify(scope)
         check_is_device(access)
+        # Before its body is read: what comes too fast costs as little as can be.
+        self._pace.check(access.key.id)
         raw = await self._read(scope, receive, MAX_HEARTBEAT_BYTES)
         body = _decode(heartbeat_decoder, raw)
         return shown_orders(await self._desk.take(beat_of(access.key.id, body)))

@@ -12,9 +12,9 @@ _ALIASES = {"reader": Role.VIEWER.value, "member": Role.DEVELOPER.value}
 
 
 class Body(BaseModel):
-    """A request's body: a field that is not known is refused."""
+    """A request's body: a field that is not known is refused, and a number that is none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Deleted(BaseModel):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from maas.core.errors import AuthenticationFailed, Conflict, InvalidEnrolmentCode, NotFound
 from maas.serving.fleet import FleetKeeper
@@ -90,7 +90,7 @@ class Yard:
 
     def told(self, unit: "Unit") -> list[str]:
         page = self.fleet.devices.events(self.project_id, unit.id, ALL)
-        return [event.type for event in page.items]
+        return [item.type for item in page.items]
 
     def step(self) -> None:
         FleetKeeper(self.fleet.rollouts, self.fleet.enrolment).step()
@@ -338,6 +338,70 @@ def test_group_with_devices_or_codes_is_not_deleted(yard):
     assert yard.seen_device(unit).group == "shops", "who is retired is still shown"
 
 
+@pytest.mark.parametrize("archived", ["project", "organization"])
+def test_code_of_an_archived_project_makes_no_device(yard, archived):
+    tenancy = open_tenancy(yard.database, yard.clock)
+    organization = tenancy.organizations.create("shops")
+    yard.project_id = tenancy.projects.create(organization.id, "kiosks").id
+    used, unused = yard.code(), yard.code()
+    yard.fleet.enrolment.enrol(Applicant(used, "n" * 32))
+    if archived == "project":
+        tenancy.projects.archive(yard.project_id)
+    else:
+        tenancy.organizations.archive(organization.id)
+    for code in (used, unused):
+        with pytest.raises(InvalidEnrolmentCode) as refused:
+            yard.fleet.enrolment.enrol(Applicant(code, "n" * 32))
+        with pytest.raises(InvalidEnrolmentCode) as unknown:
+            yard.fleet.enrolment.enrol(Applicant("0" * 28, "n" * 32))
+        assert refused.value.message == unknown.value.message
+
+
+def test_saying_that_it_runs_a_halted_bundle_opens_nothing(yard):
+    old, new = yard.bundle("old"), yard.bundle("new")
+    yard.fleet.channels.set(yard.project_id, "stable", old)
+    failing, claiming = yard.devices(2)
+    yard.rollout(new)
+    failing.wants()
+    failing.ends(new, 1, is_success=False)
+    claiming.runs = new
+    for _ in range(2):
+        assert claiming.wants() == old
+        assert yard.seen_device(claiming).wish.bundle_id == old
+        assert not yard.fleet.devices.may_read(claiming.key_id, new)
+
+
+def test_outcome_of_an_attempt_that_a_device_was_not_told_hides_no_failure(yard):
+    new = yard.bundle("new")
+    unit = yard.device()
+    rollout = yard.rollout(new)
+    yard.fleet.devices.modify(yard.project_id, unit.id, {"bundle_id": new})
+    assert unit.wants() == new
+    unit.ends(new, rollout.attempt, is_success=True)
+    assert "update_succeeded" not in yard.told(unit), "it was told no attempt"
+    yard.fleet.devices.modify(yard.project_id, unit.id, {"bundle_id": None})
+    unit.runs = None
+    assert unit.beat().wish.attempt == rollout.attempt
+    unit.ends(new, rollout.attempt, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.HALTED
+
+
+def test_success_while_bound_to_a_bundle_hides_no_failure_in_its_rollout(yard):
+    new = yard.bundle("new")
+    unit = yard.device()
+    rollout = yard.rollout(new)
+    assert unit.wants() == new
+    yard.fleet.devices.modify(yard.project_id, unit.id, {"bundle_id": new})
+    unit.ends(new, 1, is_success=True)
+    assert yard.told(unit)[-1] == "update_succeeded", "it was told, though it does not count"
+    yard.fleet.devices.modify(yard.project_id, unit.id, {"bundle_id": None})
+    unit.runs = None
+    unit.ends(new, 1, is_success=False)
+    halted = yard.seen(rollout)
+    assert (halted.status, halted.counts.failed) == (RolloutStatus.HALTED, 1)
+    assert "1 of 1" in halted.reason
+
+
 def test_rollout_goes_through_its_stages_to_the_channel(yard):
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)
@@ -456,7 +520,7 @@ def test_failure_after_success_is_told_of_its_own_rollout(yard):
     unit.wants()
     unit.ends(old, 1, is_success=False)
     events = yard.fleet.devices.events(yard.project_id, unit.id, ALL).items
-    (failed,) = [event for event in events if event.type == "update_failed"]
+    (failed,) = [item for item in events if item.type == "update_failed"]
     assert failed.data["rollout_id"] is None
     assert yard.seen(other).counts.failed == 0
 
@@ -516,6 +580,43 @@ def test_only_failures_of_this_attempt_count(yard):
     first.wants()
     first.ends(new, 2, is_success=False)
     assert yard.seen(rollout).status is RolloutStatus.HALTED
+
+
+@pytest.mark.parametrize("min_s", [0.0, 3600.0])
+def test_stage_whose_devices_failed_halts_however_many_reports_were_wanted(yard, min_s):
+    old, new = yard.bundle("old"), yard.bundle("new")
+    yard.fleet.channels.set(yard.project_id, "stable", old)
+    units = yard.devices(4)
+    stages = (Stage(100, min_s),)
+    rollout = yard.fleet.rollouts.create(
+        yard.project_id, NewRollout("stable", new, stages, max_failure_percent=5.0, min_reports=10)
+    )
+    for unit in units:
+        assert unit.wants() == new
+    for unit in units[:3]:
+        unit.ends(new, 1, is_success=False)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "one more report may come"
+    units[3].ends(new, 1, is_success=False)
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING
+    yard.step()
+    halted = yard.seen(rollout)
+    assert (halted.status, halted.counts.failed) == (RolloutStatus.HALTED, 4)
+    assert "4 of 4" in halted.reason
+    assert {unit.wants() for unit in units} == {old}
+
+
+def test_failures_within_the_limit_let_a_rollout_complete(yard):
+    new = yard.bundle("new")
+    good, bad = yard.devices(2)
+    rollout = yard.rollout(new, max_failure_percent=50.0, min_reports=10)
+    good.wants(), bad.wants()
+    bad.ends(new, 1, is_success=False)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING
+    good.ends(new, 1, is_success=True)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 
 
 def test_paused_and_cancelled(yard):
@@ -609,6 +710,26 @@ def test_errors_are_told_once_and_never_fill_the_store(yard):
     with yard.database.read() as session:
         count = session.connection().exec_driver_sql("SELECT count(*) FROM device_events").scalar()
     assert count <= MAX_EVENTS + 1
+
+
+def test_errors_of_a_heartbeat_are_one_look_up_and_one_insert(yard):
+    unit = yard.device()
+
+    def statements(count: int) -> int:
+        errors = tuple(DeviceError(float(n), str(count), f"error {n}") for n in range(count))
+        seen: list[str] = []
+
+        def note(_connection, _cursor, statement, *_rest) -> None:
+            seen.append(statement)
+
+        event.listen(yard.database.engine, "before_cursor_execute", note)
+        unit.beat(errors=errors)
+        event.remove(yard.database.engine, "before_cursor_execute", note)
+        return len(seen)
+
+    assert statements(1) == statements(20)
+    page = yard.fleet.devices.events(yard.project_id, unit.id, ALL)
+    assert [item.message for item in page.items][2:] == [f"error {n}" for n in range(20)]
 
 
 def test_heartbeats_of_one_device_in_one_batch_follow_each_other(yard):

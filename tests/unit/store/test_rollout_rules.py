@@ -10,11 +10,13 @@ from maas.store.rollout_rules import (
     Course,
     Member,
     RolloutStatus,
+    Step,
     Wish,
     is_in,
     is_stage_over,
     must_halt,
     share_of,
+    step_of,
     wish_of,
 )
 
@@ -148,3 +150,28 @@ def test_silence_is_no_success():
     away = replace(SILENT, is_recent=False)
     assert is_over(DONE, away, away, away), "who was away for a day is not waited for"
     assert not is_over(away)
+
+
+@given(
+    st.lists(st.tuples(members, st.booleans()), max_size=30),
+    st.floats(0, 1000),
+    st.floats(0, 1000),
+    percents,
+    st.integers(1, 100),
+)
+def test_no_stage_ends_well_while_too_many_failed(known, elapsed_s, min_s, limit, min_reports):
+    num_failed = sum(item.is_done and is_bad for item, is_bad in known)
+    num_succeeded = sum(item.is_done and not is_bad for item, is_bad in known)
+    is_failing = must_halt(num_failed, num_succeeded, min_reports=1, max_failure_percent=limit)
+    stage = [item for item, _ in known]
+    step = step_of(stage, elapsed_s=elapsed_s, min_s=min_s, is_failing=is_failing)
+    if num_failed * 100 > limit * (num_failed + num_succeeded):
+        assert step is not Step.ADVANCE
+        has_all = is_stage_over(stage, elapsed_s=0, min_s=0)
+        assert step is (Step.HALT if has_all else Step.WAIT), "whatever its time and min_reports"
+    else:
+        assert step is not Step.HALT
+        is_over = is_stage_over(stage, elapsed_s=elapsed_s, min_s=min_s)
+        assert (step is Step.ADVANCE) == is_over
+    if must_halt(num_failed, num_succeeded, min_reports=min_reports, max_failure_percent=limit):
+        assert step is not Step.ADVANCE
