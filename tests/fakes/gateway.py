@@ -25,7 +25,8 @@ class FakeGateway:
     """What it saw, and how it is told to behave.
 
     ``lost_answers``: so many enrolments are done and their answers lost. ``chunk_delay_s`` slows
-    bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with.
+    bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with;
+    what has the text ``busy_for`` is told 429. ``padding_bytes`` make whole answers longer.
     A prompt ``die`` breaks a stream off after its first chunk, ``mute`` before; ``hang`` goes on.
     """
 
@@ -43,6 +44,8 @@ class FakeGateway:
     chunk_delay_s: float = 0.0
     answer_delay_s: float = 0.0
     status: int = 200
+    busy_for: str | None = None
+    padding_bytes: int = 0
     num_sent: int = 0
     num_left: int = 0
     runner: web.AppRunner | None = None
@@ -166,10 +169,13 @@ class FakeGateway:
             return _refused(401, "invalid_api_key")
         if self.status != 200:
             return _refused(self.status, "made_up")
+        if self.busy_for is not None and self.busy_for in json.dumps(body):
+            return _refused(429, "rate_limit_exceeded")
         if not body.get("stream"):
             await asyncio.sleep(self.answer_delay_s)
             return web.json_response(
-                {"object": "chat.completion", "model": body["model"], "words": WORDS},
+                {"object": "chat.completion", "model": body["model"], "words": WORDS}
+                | ({"padding": "x" * self.padding_bytes} if self.padding_bytes else {}),
                 headers={"x-request-id": f"req-{len(self.requests)}", "x-internal": "not for you"},
             )
         return await self._stream(request, json.dumps(body))

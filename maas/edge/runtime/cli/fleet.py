@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maas.core.errors import NotFound
-from maas.edge.runtime.cli.running import Cool, Threads, engine_options
+from maas.edge.runtime.cli.running import AllowOrigin, Cool, Threads, engine_options
 from maas.edge.runtime.cli.shared import JsonFlag, emit, open_shelf, warn
 from maas.edge.runtime.fleet.agent import AgentSettings, one_agent, run_agent
 from maas.edge.runtime.fleet.gateway import enrol_device
@@ -24,6 +24,7 @@ from maas.edge.runtime.fleet.identity import (
 )
 from maas.edge.runtime.fleet.state import read_state, state_path
 from maas.edge.runtime.fleet.telemetry import read_machine
+from maas.edge.runtime.server.guard import allowed_origins
 from maas.edge.runtime.server.serve import Address
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -109,6 +110,7 @@ def agent(  # noqa: PLR0913 - one a flag
     min_battery: Annotated[
         float, typer.Option(min=0, max=100, help="Below it, in percent, the cloud answers.")
     ] = 20.0,
+    allow_origin: AllowOrigin = None,
 ) -> None:
     """Serve OpenAI's API, take updates from the fleet, and ask the cloud what this cannot."""
     options = engine_options(
@@ -125,6 +127,7 @@ def agent(  # noqa: PLR0913 - one a flag
         served_model_name=served_model_name,
         uses_cloud=not no_cloud,
         min_battery_percent=min_battery,
+        allowed_origins=allowed_origins(allow_origin or ()),
     )
     asyncio.run(run_agent(settings, lambda at: warn(f"the agent answers on http://{host}:{at}/v1")))
 

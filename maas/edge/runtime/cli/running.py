@@ -17,6 +17,7 @@ from maas.edge.runtime.bundle.manifest import Adapter, Manifest
 from maas.edge.runtime.cli.shared import JsonFlag, check_positive, emit, locate, warn
 from maas.edge.runtime.engine.contract import Output, SamplingParams
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.server.guard import Guard, allowed_origins
 from maas.edge.runtime.server.serve import Address, open_served, serve
 from maas.edge.runtime.server.served import Served
 from maas.edge.runtime.server.text import TextStream
@@ -30,6 +31,11 @@ Threads = Annotated[int, typer.Option(help="Threads that compute; 0: all process
 Cool = Annotated[
     bool,
     typer.Option("--cool", help="Half the processors, sleeping between steps: saves the battery."),
+]
+
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(help="A web page's origin that may ask, like http://localhost:3000; repeatable."),
 ]
 
 
@@ -128,8 +134,10 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     max_model_len: Annotated[int, typer.Option(min=0, help="0: the model's own.")] = 0,
     kv_cache_mb: Annotated[int, typer.Option(min=1)] = _DEFAULTS.kv_cache_bytes >> 20,
+    allow_origin: AllowOrigin = None,
 ) -> None:
     """Serve OpenAI's API on this device until Ctrl-C."""
+    guard = Guard(host, allowed_origins(allow_origin or ()))
     held = locate(source)
     options = engine_options(
         threads,
@@ -146,6 +154,7 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
             served,
             Address(host, port),
             lambda at: warn(f"{', '.join(names)} answers on http://{host}:{at}/v1"),
+            guard=guard,
         )
     )
 

@@ -27,6 +27,7 @@ from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.cloud import Cloud
 from maas.edge.runtime.server.counters import Counters
 from maas.edge.runtime.server.fallback import Fallback
+from maas.edge.runtime.server.guard import Guard
 from maas.edge.runtime.server.offline import OfflineQueue
 from maas.edge.runtime.server.queued import add_queue_routes
 from maas.edge.runtime.server.serve import Address, listening, stop_when_told
@@ -51,6 +52,7 @@ class AgentSettings:
         uses_cloud: Whether requests may go to the gateway.
         min_battery_percent: Below it they do.
         read_battery: Reads the battery.
+        allowed_origins: Of web pages that may ask its server.
     """
 
     home: Path
@@ -60,6 +62,7 @@ class AgentSettings:
     uses_cloud: bool = True
     min_battery_percent: float = 20.0
     read_battery: BatteryReader = read_battery
+    allowed_origins: frozenset[str] = frozenset()
 
 
 class Agent:
@@ -115,6 +118,7 @@ class Agent:
         )
         app = EdgeServer(self._seat.serving, self._counters, (fallback.middleware,)).make_app()
         add_queue_routes(app, self._queue)
+        Guard(self._settings.address.host, self._settings.allowed_origins).add_to(app)
         return app
 
     @asynccontextmanager

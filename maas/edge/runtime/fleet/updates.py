@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,26 @@ Trial = Callable[[Path, EngineOptions], Awaitable[SpeedReport]]
 def available_bytes() -> int:
     """Return the memory the machine has left."""
     return psutil.virtual_memory().available
+
+
+@dataclass(frozen=True)
+class _WhileWanted:
+    """A source that is given up between two chunks.
+
+    Attributes:
+        source: Is read.
+        check: Raises where it is wanted no more.
+    """
+
+    source: Source
+    check: Callable[[], None]
+
+    def read(self, offset: int, size: int) -> Iterator[bytes]:
+        """Yield bytes from an offset on."""
+        for chunk in self.source.read(offset, size):
+            self.check()
+            if chunk:
+                yield chunk
 
 
 class Updater:
@@ -185,7 +206,7 @@ class Updater:
         return held
 
     async def _fetch_patiently(self, bundle_id: str) -> Held:
-        source = self._source_of(bundle_id)
+        source = _WhileWanted(self._source_of(bundle_id), self._check_wanted)
         num_chunks = num_stalls = 0
         wait_s = self.retry_s
 
@@ -193,7 +214,6 @@ class Updater:
             nonlocal num_chunks
             num_chunks += 1
             self._report("pull", 100 * done / total if total else None)
-            self._check_wanted()
 
         while True:
             before, contacts = num_chunks, self.num_contacts

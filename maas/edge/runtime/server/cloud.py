@@ -8,7 +8,12 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from maas.core.errors import EngineUnreachable, InvalidRequest, MalformedBody
+from maas.core.errors import (
+    AuthenticationFailed,
+    EngineUnreachable,
+    InvalidRequest,
+    MalformedBody,
+)
 from maas.protocol.errors import encode_error
 from maas.protocol.sse import EVENT_END, data_event
 
@@ -49,6 +54,7 @@ class Cloud:
 
         Raises:
             EngineUnreachable: No answer came, or it broke off inside the block.
+            AuthenticationFailed: The key is refused: the device was retired.
             InvalidRequest: The body is none.
         """
         headers = {
@@ -66,6 +72,12 @@ class Cloud:
             ) as answer:
                 if 300 <= answer.status < 400:
                     raise EngineUnreachable(f"the gateway answered {answer.status}: it moved")
+                if answer.status == 401:
+                    # Of this device's key, of which its client knows nothing.
+                    raise AuthenticationFailed(
+                        "the gateway refuses this device's key: it was retired, or enrolled anew; "
+                        "maas-edge leave, then maas-edge enrol"
+                    )
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnreachable(f"the gateway cannot be reached: {error}") from error
@@ -82,6 +94,7 @@ class Cloud:
 
         Raises:
             EngineUnreachable: There is no answer, and nothing was sent to the client.
+            AuthenticationFailed: Likewise, as this device's key is refused.
         """
         async with self.ask(request.path, body) as answer:
             if answer.status in _OUTAGES and not passes_outages_on:
@@ -89,7 +102,11 @@ class Cloud:
             headers = {name: answer.headers[name] for name in _PASSED if name in answer.headers}
             headers[SERVED_BY] = "cloud"
             if not headers.get("content-type", _STREAM).startswith(_STREAM):
-                whole = await read_whole(answer)
+                whole = await read_whole(answer, MAX_ANSWER_BYTES)
+                if whole is None:
+                    raise EngineUnreachable(
+                        f"the gateway's answer has over {MAX_ANSWER_BYTES} bytes"
+                    )
                 return web.Response(body=whole, status=answer.status, headers=headers)
             chunks = _chunks_of(answer)
             # Whatever fails before there is a byte can still be answered otherwise.
@@ -103,17 +120,13 @@ class Cloud:
             return response
 
 
-async def read_whole(answer: aiohttp.ClientResponse) -> bytes:
-    """Return a whole answer.
-
-    Raises:
-        EngineUnreachable: It is too long.
-    """
+async def read_whole(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """Return a whole answer; none where it is longer."""
     data = bytearray()
     async for chunk in answer.content.iter_any():
         data += chunk
-        if len(data) > MAX_ANSWER_BYTES:
-            raise EngineUnreachable(f"the gateway's answer has over {MAX_ANSWER_BYTES} bytes")
+        if len(data) > max_bytes:
+            return None
     return bytes(data)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from maas.core.errors import (
+    AuthenticationFailed,
     EngineUnreachable,
     InvalidRequest,
     MaasError,
@@ -30,6 +31,7 @@ MODE_HEADER = "x-maas-cloud"
 OFFLINE_HEADER = "x-maas-when-offline"
 _MODES: dict[str, Mode] = {"auto": "auto", "never": "never", "always": "always"}
 _RETRY_AFTER_S = 30
+_NO_ANSWER = (EngineUnreachable, AuthenticationFailed)
 
 
 class _Peek(msgspec.Struct):
@@ -82,11 +84,11 @@ class Fallback:
         self.counters.num_requests += 1
         asked = _asked(request, await request.read())
         reason = decide(self._facts(asked, None))
-        unreached: EngineUnreachable | None = None
+        unreached: EngineUnreachable | AuthenticationFailed | None = None
         if reason is not None:
             try:
                 return await self._relay(request, asked, reason)
-            except EngineUnreachable as error:
+            except _NO_ANSWER as error:
                 if reason.is_needed:
                     return await self._later(request, asked, reason, error)
                 unreached = error
@@ -100,7 +102,7 @@ class Fallback:
             if unreached is not None:
                 raise unreached
             return await self._relay(request, asked, reason)
-        except EngineUnreachable as error:
+        except _NO_ANSWER as error:
             return await self._later(request, asked, reason, error)
 
     def _facts(self, asked: _Asked, error: MaasError | None) -> Facts:
@@ -135,9 +137,16 @@ class Fallback:
         return response
 
     async def _later(
-        self, request: web.Request, asked: _Asked, reason: Reason, error: EngineUnreachable
+        self,
+        request: web.Request,
+        asked: _Asked,
+        reason: Reason,
+        error: EngineUnreachable | AuthenticationFailed,
     ) -> web.Response:
         """Keep a request that the cloud must answer and does not, or refuse it."""
+        if isinstance(error, AuthenticationFailed):
+            # Waiting does not mend it.
+            raise Unavailable(f"this request needs the cloud: {reason}; {error.message}")
         if not asked.is_queued or asked.is_stream:
             advice = "streams are not queued" if asked.is_stream else "queues it"
             raise Unavailable(

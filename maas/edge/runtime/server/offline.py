@@ -9,10 +9,11 @@ the gateway's answer and the disk.
 """
 
 import logging
+import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Status = Literal["queued", "sending", "completed", "failed"]
 _REQUEST, _ANSWER = ".request", ".answer"
+_ID = re.compile(r"queued-\d{10}[0-9a-f]{8}")
+# Ours, and what a power cut left of them half written.
+_FILE = re.compile(rf"\.?{_ID.pattern}\.(request|answer)(\.[0-9a-f]+\.new)?")
 
 
 class QueuedRequest(msgspec.Struct, frozen=True):
@@ -53,7 +57,7 @@ class QueueLimits:
 
     Attributes:
         max_requests: Waiting and answered.
-        max_bytes: Of both.
+        max_bytes: Of the files of both; the answer that came last is kept whatever it takes.
         keep_answers_s: After that an answer goes.
     """
 
@@ -103,22 +107,26 @@ class OfflineQueue:
             LimitExceeded: There is no room for more.
         """
         with self._lock:
-            self._sweep(len(body))
             last = max((_number(name) for name in self._entries), default=0)
             request_id = f"queued-{last + 1:010d}{secrets.token_hex(4)}"
             request = QueuedRequest(request_id, path, body, reason, int(self._now()))
             data = msgspec.json.encode(request)
+            self._sweep(len(data))
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._folder / (request_id + _REQUEST), data, mode=0o600)
             self._entries[request_id] = _Entry(len(data), "queued")
             return request
 
-    def take(self) -> QueuedRequest | None:
-        """Return the oldest that has no answer, to be sent now."""
+    def take(self, passed: Collection[str] = ()) -> QueuedRequest | None:
+        """Return the oldest that has no answer, to be sent now.
+
+        Args:
+            passed: Ids of those that let others pass.
+        """
         with self._lock:
             for request_id in sorted(self._entries):
                 entry = self._entries[request_id]
-                if entry.status != "queued":
+                if entry.status != "queued" or request_id in passed:
                     continue
                 try:
                     request = self._request(request_id)
@@ -133,13 +141,17 @@ class OfflineQueue:
     def put_back(self, request_id: str) -> None:
         """Have a request wait again: it could not be sent."""
         with self._lock:
-            if request_id in self._entries:
-                self._entries[request_id].status = "queued"
+            entry = self._entries.get(request_id)
+            if entry is not None and not entry.finished_at:
+                entry.status = "queued"
 
     def answer(
         self, request_id: str, status_code: int, body: bytes, upstream_id: str | None = None
     ) -> None:
-        """Keep what came back; nothing where the request was deleted meanwhile."""
+        """Keep what came back; nothing where the request was deleted meanwhile.
+
+        Where there is no room for it, older answers go.
+        """
         with self._lock:
             entry = self._entries.get(request_id)
             if entry is None:
@@ -150,6 +162,9 @@ class OfflineQueue:
             entry.size_bytes += len(data)
             entry.status = _status_of(kept)
             entry.finished_at = kept.finished_at
+            for name in self._answered():
+                if name != request_id and not self._has_room(self._entries.values(), 0):
+                    self._remove(name)
 
     def get(self, request_id: str) -> tuple[QueuedRequest, Status, QueuedAnswer | None]:
         """Return a request, how far it is, and its answer.
@@ -191,20 +206,28 @@ class OfflineQueue:
 
     def _sweep(self, need_bytes: int) -> None:
         """Drop answers whose time is over, and the oldest of the others while room is needed."""
-        oldest = self._now() - self._limits.keep_answers_s
-        for name in sorted(self._entries):
-            entry = self._entries[name]
-            if entry.finished_at and (entry.finished_at < oldest or self._is_full(need_bytes)):
-                self._remove(name)
-        if self._is_full(need_bytes):
-            raise LimitExceeded(
-                f"the offline queue is full: {len(self._entries)} requests wait for the cloud"
-            )
-
-    def _is_full(self, need_bytes: int) -> bool:
-        size = sum(entry.size_bytes for entry in self._entries.values())
+        waiting = [entry for entry in self._entries.values() if not entry.finished_at]
         limits = self._limits
-        return len(self._entries) >= limits.max_requests or size + need_bytes > limits.max_bytes
+        if len(waiting) >= limits.max_requests or not self._has_room(waiting, need_bytes):
+            raise LimitExceeded(
+                f"the offline queue is full: {len(waiting)} requests wait for the cloud"
+            )
+        oldest = self._now() - limits.keep_answers_s
+        for name in self._answered():
+            is_full = len(self._entries) >= limits.max_requests
+            has_room = not is_full and self._has_room(self._entries.values(), need_bytes)
+            if has_room and self._entries[name].finished_at >= oldest:
+                return
+            self._remove(name)
+
+    def _answered(self) -> list[str]:
+        """Return the ids of those that have an answer, the one that had it first first."""
+        found = [(e.finished_at, name) for name, e in self._entries.items() if e.finished_at]
+        return [name for _, name in sorted(found)]
+
+    def _has_room(self, entries: Iterable[_Entry], need_bytes: int) -> bool:
+        size = sum(entry.size_bytes for entry in entries)
+        return size + need_bytes <= self._limits.max_bytes
 
     def _request(self, request_id: str) -> QueuedRequest:
         data = (self._folder / (request_id + _REQUEST)).read_bytes()
@@ -225,7 +248,11 @@ class OfflineQueue:
     def _scan(self) -> dict[str, _Entry]:
         """Read what an earlier process left."""
         found: dict[str, _Entry] = {}
-        for path in sorted(self._folder.glob(f"queued-*{_REQUEST}")):
+        # What somebody else put here is left alone.
+        ours = sorted(path for path in self._folder.iterdir() if _is_ours(path))
+        for path in ours:
+            if path.suffix != _REQUEST:
+                continue
             answered = path.with_suffix(_ANSWER)
             entry = _Entry(path.stat().st_size, "queued")
             answer = self._read_answer(path.stem) if answered.exists() else None
@@ -236,11 +263,15 @@ class OfflineQueue:
                     answer.finished_at,
                 )
             found[path.stem] = entry
-        for path in self._folder.iterdir():
+        for path in ours:
             if path.stem not in found:
                 # Of a deleted request, or half written: its client was told nothing.
                 path.unlink()
         return found
+
+
+def _is_ours(path: Path) -> bool:
+    return _FILE.fullmatch(path.name) is not None and path.is_file()
 
 
 def _number(request_id: str) -> int:

@@ -20,6 +20,7 @@ from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
+from maas.edge.runtime.server.guard import Guard
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import load_template
 
@@ -83,6 +84,7 @@ async def serve(
     on_ready: Callable[[int], None],
     *,
     loads_adapters: bool = False,
+    guard: Guard | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -91,12 +93,15 @@ async def serve(
         address: Where; port 0 takes a free one.
         on_ready: Told the port.
         loads_adapters: Whether whoever asks may load others: only where the platform alone asks.
+        guard: Keeps web pages out; none: only where the platform alone asks.
     """
     stop = stop_when_told()
     serving = Serving(served)
     app = EdgeServer(serving).make_app()
     if loads_adapters:
         AdapterRoutes(serving).add_to(app)
+    if guard is not None:
+        guard.add_to(app)
     async with listening(app, address) as port:
         on_ready(port)
         await stop.wait()

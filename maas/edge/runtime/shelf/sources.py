@@ -2,18 +2,21 @@
 
 import http.client
 import io
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
+from urllib.parse import urlsplit
 
 from maas.core.errors import SourceUnreachable
 
 _CHUNK = 1 << 20
 _HEAD_STEP = 256 << 10
 _TIMEOUT_S = 30.0
+_MIN_BYTES_PER_S = 1024
 
 
 class Source(Protocol):
@@ -22,8 +25,11 @@ class Source(Protocol):
     def read(self, offset: int, size: int) -> Iterator[bytes]:
         """Yield bytes from an offset on: ``size`` of them, or fewer at the end.
 
+        They come as they are there, so that whoever reads can give up; there may be none for a
+        while.
+
         Raises:
-            SourceUnreachable: It does not answer, or stopped half way.
+            SourceUnreachable: It does not answer, stopped half way, or is all too slow.
         """
         ...
 
@@ -51,10 +57,12 @@ class HttpSource:
     Attributes:
         url: http or https.
         key: Sent as bearer token; not told to another host that the server may name.
+        patience_s: So long it may send less than a kibibyte a second.
     """
 
     url: str
     key: str | None = None
+    patience_s: float = 60.0
 
     def read(self, offset: int, size: int) -> Iterator[bytes]:
         """Yield bytes from an offset on."""
@@ -65,18 +73,70 @@ class HttpSource:
         if self.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            opener = urllib.request.build_opener(_Redirects(has_key=self.key is not None))
+            with opener.open(request, timeout=_TIMEOUT_S) as answer:
                 if answer.status != http.client.PARTIAL_CONTENT:
                     # A server without ranges sends all of it.
-                    for _ in _chunks(answer, offset):
-                        pass
-                yield from _chunks(answer, size)
+                    for _ in self._paced(answer, offset):
+                        yield b""
+                yield from self._paced(answer, size)
         except urllib.error.HTTPError as error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return
             raise SourceUnreachable(f"{self.url}: {error.code} {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
             raise SourceUnreachable(f"{self.url}: {error}") from error
+
+    def _paced(self, answer: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+        """Yield bytes; only the time that is waited for them counts."""
+        waited_s, num_bytes, chunks = 0.0, 0, _chunks(answer, size)
+        while True:
+            asked_at = time.monotonic()
+            chunk = next(chunks, b"")
+            waited_s += time.monotonic() - asked_at
+            if not chunk:
+                return
+            yield chunk
+            num_bytes += len(chunk)
+            if waited_s < self.patience_s:
+                continue
+            if num_bytes < _MIN_BYTES_PER_S * waited_s:
+                raise SourceUnreachable(
+                    f"{self.url}: {num_bytes} bytes in {waited_s:.0f} s: too slow to go on"
+                )
+            waited_s, num_bytes = 0.0, 0
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows where that tells nobody on the way more than the URL did.
+
+    Args:
+        has_key: Whether the URL is one for a key: what it names may be for its owner only.
+    """
+
+    def __init__(self, *, has_key: bool) -> None:
+        self._has_key = has_key
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Return the request to go on with.
+
+        Raises:
+            HTTPError: It leads from https to http, or with a key to another host by http.
+        """
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        leaves = self._has_key and old.netloc.lower() != new.netloc.lower()
+        if new.scheme != "https" and (old.scheme == "https" or leaves or new.scheme != "http"):
+            why = f"refused: it leads to {new.scheme}://{new.netloc}, which is not https"
+            raise urllib.error.HTTPError(req.full_url, code, why, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def source_of(text: str, key: str | None = None) -> Source:
@@ -113,7 +173,7 @@ class HeadStream:
 
 def _chunks(stream: "io.BufferedIOBase | http.client.HTTPResponse", size: int) -> Iterator[bytes]:
     while size > 0:
-        chunk = stream.read(min(_CHUNK, size))
+        chunk = stream.read1(min(_CHUNK, size))
         if not chunk:
             return
         size -= len(chunk)

@@ -1,6 +1,8 @@
 """The shelf: only what changed is fetched, and a power cut at any moment leaves a whole bundle."""
 
+import http.client
 import http.server
+import io
 import os
 import random
 import re
@@ -9,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from maas.edge.runtime.bundle.archive import hash_file, pack, read_head
 from maas.edge.runtime.bundle.manifest import Manifest, Part, encode, with_id
 from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of, sign
 from maas.edge.runtime.shelf.shelf import Shelf, verify_folder
-from maas.edge.runtime.shelf.sources import FileSource, HttpSource
+from maas.edge.runtime.shelf.sources import FileSource, HttpSource, _Redirects
 from tests.unit.edge.runtime.test_bundle import write_graph
 
 BIG = 3 << 20
@@ -84,12 +88,20 @@ class RangeServer(http.server.BaseHTTPRequestHandler):
     folder: Path
     stop_after: int | None = None
     ignores_ranges = False
+    drips_after: int | None = None
+    leads_to: str | None = None
     keys: list[str | None]
     num_sent = 0
 
     def do_GET(self) -> None:
-        data = (self.folder / self.path.strip("/")).read_bytes()
         self.keys.append(self.headers["Authorization"])
+        if self.leads_to is not None:
+            self.send_response(302)
+            self.send_header("Location", self.leads_to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = (self.folder / self.path.strip("/")).read_bytes()
         wanted = re.match(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
         if wanted and not self.ignores_ranges:
             start, end = int(wanted[1]), int(wanted[2]) + 1
@@ -109,10 +121,17 @@ class RangeServer(http.server.BaseHTTPRequestHandler):
                 self.connection.close()
                 return
             try:
+                if cls.drips_after is not None and cls.num_sent > cls.drips_after:
+                    self._drip(data[place : place + 65536])
                 self.wfile.write(data[place : place + 65536])
             except OSError:
                 return
             cls.num_sent += 65536
+
+    def _drip(self, data: bytes) -> None:
+        for place in range(len(data)):
+            self.wfile.write(data[place : place + 1])
+            time.sleep(0.02)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -164,6 +183,67 @@ def test_what_came_before_the_line_was_cut_is_not_fetched_again(server, tmp_path
     shelf.pull(HttpSource(f"{url}/one.maas"))
     assert handler.num_sent < BIG + (1 << 20)
     assert name_of(shelf) == "one"
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_server_that_drips_is_given_up_and_gone_on_from(server, tmp_path, one, ignores_ranges):
+    url, handler = server
+    shelf = Shelf(tmp_path / "home")
+    handler.drips_after, handler.ignores_ranges = BIG, ignores_ranges
+    began = time.monotonic()
+    with pytest.raises(SourceUnreachable, match="too slow to go on"):
+        shelf.pull(HttpSource(f"{url}/one.maas", patience_s=0.5))
+    assert time.monotonic() - began < 8
+    handler.drips_after, handler.num_sent = None, 0
+    # The shelf is not locked.
+    shelf.pull(HttpSource(f"{url}/one.maas"))
+    assert name_of(shelf) == "one"
+    assert ignores_ranges or handler.num_sent < BIG + (1 << 20)
+
+
+def test_a_bundle_whose_url_leads_elsewhere(server, tmp_path, one):
+    url, handler = server
+    there = type("There", (RangeServer,), {"folder": handler.folder, "keys": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), there) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        handler.leads_to = f"http://127.0.0.1:{other.server_port}/one.maas"
+        with pytest.raises(SourceUnreachable, match="which is not https"):
+            Shelf(tmp_path / "a").pull(HttpSource(f"{url}/one.maas", key="secret"))
+        assert there.keys == []
+        Shelf(tmp_path / "b").pull(HttpSource(f"{url}/one.maas"))
+        assert set(there.keys) == {None}
+        other.shutdown()
+
+
+def lead(old: str, new: str, *, has_key: bool) -> urllib.request.Request | None:
+    redirects, headers = _Redirects(has_key=has_key), http.client.HTTPMessage()
+    asked = urllib.request.Request(old)
+    asked.add_unredirected_header("Authorization", "Bearer secret")
+    return redirects.redirect_request(asked, io.BytesIO(), 302, "Found", headers, new)
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("https://a/b", "https://store/b?signed"),
+        ("https://a/b", "https://a/c"),
+        ("http://a/b", "http://A/c"),
+        ("http://a/b", "https://store/b"),
+    ],
+)
+def test_redirects_that_are_followed_without_the_key(old, new, has_key):
+    followed = lead(old, new, has_key=has_key)
+    assert followed is not None
+    assert not followed.has_header("Authorization")
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+@pytest.mark.parametrize("new", ["http://a/b", "http://store/b", "ftp://store/b"])
+def test_redirects_from_https_to_less_are_refused(new, has_key):
+    with pytest.raises(urllib.error.HTTPError, match="not https") as caught:
+        lead("https://a/b", new, has_key=has_key)
+    caught.value.close()
 
 
 def test_a_server_without_ranges_is_read_too(server, tmp_path, one):

@@ -238,6 +238,17 @@ def test_one_agent_runs_at_a_time_and_keeps_the_device_in_its_fleet(device):
         assert "already_running" in done.stderr
 
 
+def test_web_pages_spend_nothing_and_read_nothing(device, gateway):
+    num_asked = len(gateway.requests)
+    always, foreign = {"x-maas-cloud": "always"}, {"host": "evil.example:8081"}
+    assert device.chat({**always, "origin": "https://evil.example"}).status_code == 403
+    assert device.chat({**always, **foreign}).status_code == 403
+    assert device.chat({**always, "content-type": "text/plain"}).status_code == 415
+    listed = device.client.get(f"{device.url}/v1/queued_requests", headers=foreign)
+    assert listed.status_code == 403
+    assert len(gateway.requests) == num_asked
+
+
 def test_the_key_is_nowhere_but_in_its_file(device, gateway):
     (key,) = gateway.keys.values()
     shown = device.cli("fleet", "--json").stdout

@@ -1,7 +1,8 @@
 """Updates: a bundle that answers takes the place of the other, all else leaves it there."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,6 +213,32 @@ async def test_what_is_wanted_no_more_is_given_up(yard, one, two, tmp_path):
     await yard.want(one)
     assert (yard.told, yard.store.state.trying) == (None, None)
     assert yard.in_use == (one.bundle_id, one.bundle_id)
+
+
+@pytest.mark.parametrize("num_whole", [0, 1 << 20])
+async def test_a_bundle_that_drips_is_given_up_when_it_is_wanted_no_more(yard, one, two, num_whole):
+    class Drip:
+        def read(self, offset: int, size: int) -> Iterator[bytes]:
+            data = two.path.read_bytes()[offset : offset + size]
+            first = max(0, num_whole - offset)
+            yield data[:first]
+            for place in range(first, len(data)):
+                time.sleep(0.02)
+                yield data[place : place + 1]
+
+    yard.updater._source_of = lambda _: Drip()
+    yard.updater.want(Desired(two.bundle_id))
+    await asyncio.sleep(0.3)
+    assert yard.updater.progress.status == "downloading"
+    yard.updater.want(None)
+    for _ in range(100):
+        if yard.updater.progress is None:
+            break
+        await asyncio.sleep(0.02)
+    assert yard.updater.progress is None
+    assert yard.told is None
+    # Nobody holds the shelf.
+    yard.seat.shelf.switch(one.bundle_id)
 
 
 async def test_memory_for_one_bundle_only_closes_the_old_one_first(yard, one, two):

@@ -291,7 +291,7 @@ async def test_a_cloud_that_says_nothing_is_as_one_that_is_away(bench, gateway):
     assert len(gateway.requests) == 2
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 403, 429, 500, 503])
 async def test_the_cloud_s_errors_are_passed_on(bench, gateway, status):
     gateway.status = status
     answer = await bench.chat(messages=LONG)
@@ -308,6 +308,17 @@ async def test_a_cloud_that_is_away_is_an_error_that_says_why_it_was_needed(benc
         assert "cannot be reached" in error_of(answer)["message"]
         assert answer.headers["retry-after"]
     assert bench.queue.ids() == []
+
+
+async def test_a_retired_device_says_so_itself_and_keeps_nothing_for_later(bench, gateway):
+    gateway.keys.clear()
+    for more in ({}, {"stream": True}, {"headers": QUEUE}):
+        answer = await bench.chat(messages=LONG, **more)
+        assert by(answer) == (503, "device")
+        assert "refuses this device's key: it was retired" in error_of(answer)["message"]
+    assert bench.queue.ids() == []
+    bench.batteries[0] = LOW
+    assert by(await bench.chat()) == (200, "device")
 
 
 async def test_a_cloud_that_is_off_is_an_error_where_it_is_asked_for(bench):

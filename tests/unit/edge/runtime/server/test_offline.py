@@ -128,6 +128,57 @@ def test_answers_make_room_the_oldest_first_and_go_when_their_time_is_over(tmp_p
     assert names(queue) == ["4", "5"]
 
 
+def test_answers_count_and_make_room_for_younger_ones_never_for_what_waits(tmp_path):
+    now = [1000.0]
+    limits = QueueLimits(max_bytes=10_000)
+    queue = OfflineQueue(tmp_path / "queue", limits, lambda: now[0])
+    sent = [queue.put(PATH, str(number).encode(), "why") for number in range(4)]
+    # The second is answered first.
+    for number in (1, 0, 2):
+        now[0] += 1
+        queue.answer(sent[number].id, 200, bytes(3000))
+    assert names(queue) == ["0", "2", "3"]
+    assert sum(path.stat().st_size for path in (tmp_path / "queue").iterdir()) <= 10_000
+    # One that is too long for all of them stays until the next.
+    queue.answer(sent[3].id, 200, bytes(9000))
+    assert names(queue) == ["3"]
+    waits = queue.put(PATH, b"4", "why")
+    assert names(queue) == ["4"]
+    queue.answer(waits.id, 200, bytes(3000))
+    with pytest.raises(LimitExceeded):
+        queue.put(PATH, bytes(9000), "why")
+    # What is refused drives no answer out; sizes are those of the files.
+    assert names(queue) == ["4"]
+
+
+def test_files_that_are_not_the_queue_s_are_left_alone(tmp_path):
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    odd = [
+        "queued-x.request",
+        "queued-0000000001.request",
+        "notes.txt",
+        ".hidden",
+        "queued-.answer",
+    ]
+    for name in odd:
+        (folder / name).write_bytes(b"{}")
+    (folder / "queued-0000000009abcdabcd.request").mkdir()
+    queue = OfflineQueue(folder)
+    kept = queue.put(PATH, b"1", "why")
+    assert (queue.ids(), queue.take()) == ([kept.id], kept)
+    queue.delete(kept.id)
+    assert {path.name for path in folder.iterdir()} > set(odd)
+
+
+def test_what_lets_others_pass_is_not_taken(tmp_path):
+    queue = OfflineQueue(tmp_path / "queue")
+    first, second = queue.put(PATH, b"1", "why"), queue.put(PATH, b"2", "why")
+    assert queue.take({first.id}) == second
+    assert queue.take({first.id}) is None
+    assert queue.take() == first
+
+
 def test_files_are_for_the_owner_only(tmp_path):
     queue = OfflineQueue(tmp_path / "queue")
     sent = queue.put(PATH, b"secret", "why")
