@@ -22,6 +22,7 @@ from maas.edge.runtime.server.requests import (
     asked_chat,
     asked_completion,
     chat_body,
+    check_tokens,
     completion_body,
     decode,
     embedding_body,
@@ -127,6 +128,8 @@ class EdgeServer:
             if body.dimensions is not None:
                 raise CapabilityMissing("dimensions is not offered", param="dimensions")
             prompts = token_lists(body.input, encoder_of(served))
+            for prompt in prompts:
+                check_tokens(prompt, served.engine.info, "input")
             vectors = await asyncio.to_thread(served.engine.embed, prompts)
         return _json(
             embedding_list(
