@@ -106,7 +106,7 @@ class ModelInfo:
 
     def has_tokens(self, token_ids: Collection[int]) -> bool:
         """Say whether all of these are tokens of its vocabulary."""
-        return not token_ids or (0 <= min(token_ids) and max(token_ids) < self.vocab_size)
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
 
 
 OnOutput = Callable[[Output], None]
