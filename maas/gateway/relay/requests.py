@@ -19,7 +19,7 @@ from maas.protocol.chat import (
 from maas.protocol.completions import CompletionRequest, completion_decoder
 from maas.protocol.embeddings import EmbeddingRequest, embedding_decoder
 from maas.protocol.fields import FORBIDDEN_FIELDS
-from maas.protocol.refusals import invalid
+from maas.protocol.refusals import check_choices, invalid
 
 MAX_SCHEMA_NODES = 10_000
 _DEFAULT_ANSWER_TOKENS = 256
@@ -258,6 +258,7 @@ def parse_completion(
     """
     body: CompletionRequest = _decode(completion_decoder, raw)
     facts_of(body.model)
+    check_choices(body.prompt, body.n)
     texts, lengths = _prompt(body.prompt, where="prompt")
     if body.best_of not in (None, body.n or 1):
         raise CapabilityMissing("best_of is not offered; use n", param="best_of")

@@ -1,6 +1,6 @@
 """What the engine is asked and what it answers; the server knows no more of it than this."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -104,6 +104,10 @@ class ModelInfo:
     eos_token_ids: frozenset[int]
     task: Literal["generate", "embed"] = "generate"
 
+    def has_tokens(self, token_ids: Collection[int]) -> bool:
+        """Say whether all of these are tokens of its vocabulary."""
+        return not token_ids or (min(token_ids) >= 0 and max(token_ids) < self.vocab_size)
+
 
 OnOutput = Callable[[Output], None]
 
@@ -133,7 +137,9 @@ class Engine(Protocol):
             cache_salt: Prompts with different salts share no cache.
 
         Raises:
-            InvalidRequest: The prompt is empty or too long, or the grammar is none.
+            InvalidRequest: The prompt is empty or too long, a token is none of the vocabulary, or
+                the grammar is none.
+            LimitExceeded: Too many requests wait.
             NotFound: No adapter has this name.
         """
         ...
@@ -147,7 +153,7 @@ class Engine(Protocol):
 
         Raises:
             CapabilityMissing: The model generates text.
-            InvalidRequest: A prompt is empty or too long.
+            InvalidRequest: A prompt is empty or too long, or a token is none of the vocabulary.
         """
         ...
 

@@ -16,7 +16,14 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, MaasError, NotFound
+from maas.core.errors import (
+    CapabilityMissing,
+    EngineError,
+    InvalidRequest,
+    LimitExceeded,
+    MaasError,
+    NotFound,
+)
 from maas.edge.runtime.engine.adapters import Values, is_runtime_adapter, read_values
 from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, SamplingParams
 from maas.edge.runtime.engine.grammars import GrammarCompiler
@@ -32,6 +39,8 @@ log = logging.getLogger(__name__)
 _BASE = ""
 # Weights as they are in the file, and as onnxruntime packs them for its products.
 _MEMORY_FACTOR = 2
+# What waits now is not over much sooner.
+_RETRY_AFTER_S = 5
 
 
 class OnnxEngine:
@@ -80,17 +89,12 @@ class OnnxEngine:
         """Queue a request; returns its id at once.
 
         Raises:
-            InvalidRequest: The prompt is empty or too long, or the grammar is none.
+            InvalidRequest: The prompt is empty or too long, a token is none of the vocabulary, or
+                the grammar is none.
+            LimitExceeded: Too many requests wait.
             NotFound: No adapter has this name.
         """
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if len(prompt) >= self.info.max_model_len:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens; the model takes "
-                f"{self.info.max_model_len} with the answer",
-                param="prompt",
-            )
+        self._check(prompt, params)
         grammar = None if params.grammar is None else self._grammars.compile(params.grammar)
         with self._changed:
             name = adapter or _BASE
@@ -98,6 +102,11 @@ class OnnxEngine:
                 raise NotFound(f"no adapter {adapter!r} is loaded")
             if self._is_closed:
                 raise EngineError("the engine is closed")
+            if len(self._waiting) >= self._options.max_num_waiting:
+                raise LimitExceeded(
+                    f"{len(self._waiting)} requests wait for the engine: no more are taken",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
             self._next_id += 1
             sequence = Sequence(
                 self._next_id,
@@ -180,6 +189,22 @@ class OnnxEngine:
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _check(self, prompt: Tokens[int], params: SamplingParams) -> None:
+        """Refuse what would fail once it runs, beside others."""
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if len(prompt) >= self.info.max_model_len:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens; the model takes "
+                f"{self.info.max_model_len} with the answer",
+                param="prompt",
+            )
+        for name, token_ids in (("prompt", prompt), ("logit_bias", params.logit_bias)):
+            if not self.info.has_tokens(token_ids):
+                raise InvalidRequest(
+                    f"{name}: token ids are below {self.info.vocab_size}", param=name
+                )
 
     def _lane(self, name: str, model: DecoderModel, adapter: Values | None = None) -> Lane:
         num_slots = max(1, self._options.max_num_seqs)

@@ -76,13 +76,17 @@ class EmbedEngine:
         """Return embeddings of length one, shape (number of prompts, hidden size).
 
         Raises:
-            InvalidRequest: A prompt is empty.
+            InvalidRequest: A prompt is empty, or a token is none of the vocabulary.
             PromptTooLong: One has more tokens than the model reads.
             EngineError: onnxruntime failed.
         """
         for prompt in prompts:
             if not prompt:
                 raise InvalidRequest("an input is empty", param="input")
+            if not self.info.has_tokens(prompt):
+                raise InvalidRequest(
+                    f"input: token ids are below {self.info.vocab_size}", param="input"
+                )
             if len(prompt) > self.info.max_model_len:
                 raise PromptTooLong(
                     f"an input has {len(prompt)} tokens; the model reads {self.info.max_model_len}",

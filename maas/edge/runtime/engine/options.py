@@ -11,6 +11,7 @@ class EngineOptions:
     Attributes:
         num_threads: Threads that compute; 0 takes the processors this process may use.
         max_num_seqs: Requests computed at a time.
+        max_num_waiting: Requests that wait for their turn; more are refused.
         max_model_len: Tokens of prompt and answer together; 0 takes the model's own context.
         kv_cache_bytes: Memory for keys and values of running requests.
         prefix_cache_bytes: Memory for those kept of requests that ended; 0 keeps none.
@@ -20,6 +21,7 @@ class EngineOptions:
 
     num_threads: int = 0
     max_num_seqs: int = 8
+    max_num_waiting: int = 1024
     max_model_len: int = 0
     kv_cache_bytes: int = 1 << 30
     prefix_cache_bytes: int = 256 << 20

@@ -1,5 +1,6 @@
 """A request on its way through the engine."""
 
+import logging
 from collections.abc import Sequence as Tokens
 
 import numpy as np
@@ -14,6 +15,8 @@ from maas.edge.runtime.engine.contract import (
 )
 from maas.edge.runtime.engine.drafts import PromptLookup
 from maas.edge.runtime.engine.sampling import Chooser
+
+log = logging.getLogger(__name__)
 
 
 class Sequence:
@@ -73,7 +76,7 @@ class Sequence:
     def take(
         self, rows: NDArray[np.float32], drafted: Tokens[int], *, eos: frozenset[int], limit: int
     ) -> int:
-        """Choose tokens from logits and tell of them.
+        """Choose tokens from logits and tell of them; where that fails it alone ends.
 
         Args:
             rows: Logits after the newest token and after each guess, shape (1 + guesses, vocab).
@@ -87,9 +90,16 @@ class Sequence:
         told: list[int] = []
         logprobs: list[TokenLogprob] = []
         end: tuple[int, TokenLogprob | None] | None = None
+        error: str | None = None
         num_chosen = 0
         for index, row in enumerate(rows):
-            token, logprob = self._chooser.choose(row)
+            try:
+                token, logprob = self._chooser.choose(row)
+            except Exception as failure:
+                # Others run beside it, and nothing of theirs is wrong.
+                log.exception("choosing a token of request %d failed", self.request_id)
+                self.finish_reason, error = "error", f"choosing a token failed: {failure}"
+                break
             num_chosen += 1
             if self._ends(token, eos):
                 self.finish_reason, end = "stop", (token, logprob)
@@ -105,7 +115,7 @@ class Sequence:
             is_guessed = index < len(drafted) and drafted[index] == token
             if self.finish_reason or not is_guessed:
                 break
-        self._tell(tuple(told), tuple(logprobs), end)
+        self._tell(tuple(told), tuple(logprobs), end, error)
         return num_chosen
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
@@ -124,6 +134,7 @@ class Sequence:
         tokens: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...],
         end: tuple[int, TokenLogprob | None] | None,
+        error: str | None,
     ) -> None:
         asked = self.params.num_logprobs is not None
         self._on_output(
@@ -134,5 +145,6 @@ class Sequence:
                 num_cached_tokens=self.num_cached_tokens,
                 end_token_id=end[0] if end else None,
                 end_logprob=end[1] if end else None,
+                error=error,
             )
         )

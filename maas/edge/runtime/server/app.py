@@ -15,13 +15,14 @@ from maas.core.errors import CapabilityMissing, EngineError, ModelNotFound
 from maas.edge.runtime.engine.contract import Engine, EngineStats, Output
 from maas.edge.runtime.server.answers import Answer, embedding_list
 from maas.edge.runtime.server.counters import Counters
-from maas.edge.runtime.server.errors import errors_as_bodies
+from maas.edge.runtime.server.errors import errors_as_bodies, note_start
+from maas.edge.runtime.server.reading import Readers, encoder_of
 from maas.edge.runtime.server.requests import (
     Asked,
-    Encode,
     asked_chat,
     asked_completion,
     chat_body,
+    check_tokens,
     completion_body,
     decode,
     embedding_body,
@@ -57,12 +58,15 @@ class EdgeServer:
         self._serving = serving
         self._counters = counters or Counters()
         self._middlewares = middlewares
+        self._readers = Readers()
 
     def make_app(self) -> web.Application:
         """Return the application."""
         middlewares = (errors_as_bodies, *self._middlewares)
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         app.on_response_prepare.append(_say_who_served)
+        app.on_response_prepare.append(note_start)
+        app.on_cleanup.append(self._readers.close)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
@@ -97,36 +101,47 @@ class EdgeServer:
         return web.Response(text="".join(f"{name} {value}\n" for name, value in values.items()))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = decode(chat_body, await request.read())
+        raw = await request.read()
+        body = decode(chat_body, raw)
         with self._serving.use() as served:
             _check_model(served, body.model)
-            encode = encoder_of(served)
-            asked = asked_chat(body, served.template, encode, served.engine.info)
+            encode, info = encoder_of(served, "messages"), served.engine.info
+            asked = await self._readers.read(raw, asked_chat, body, served.template, encode, info)
             return await self._answer(request, served, asked, is_chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body = decode(completion_body, await request.read())
+        raw = await request.read()
+        body = decode(completion_body, raw)
         with self._serving.use() as served:
             _check_model(served, body.model)
-            asked = asked_completion(body, encoder_of(served), served.engine.info)
+            encode, info = encoder_of(served, "prompt"), served.engine.info
+            asked = await self._readers.read(raw, asked_completion, body, encode, info)
             return await self._answer(request, served, asked, is_chat=False)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        body = decode(tokenize_body, await request.read())
+        raw = await request.read()
+        body = decode(tokenize_body, raw)
         with self._serving.use() as served:
             _check_model(served, body.model)
-            tokens = tokens_of_chat(body.messages, served.template, encoder_of(served))
+            encode = encoder_of(served, "messages")
+            tokens = await self._readers.read(
+                raw, tokens_of_chat, body.messages, served.template, encode
+            )
         return _json({"tokens": tokens, "count": len(tokens)})
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
-        body = decode(embedding_body, await request.read())
+        raw = await request.read()
+        body = decode(embedding_body, raw)
         with self._serving.use() as served:
             _check_model(served, body.model)
             if served.engine.info.task != "embed":
                 raise CapabilityMissing("this model generates text; it has no embeddings")
             if body.dimensions is not None:
                 raise CapabilityMissing("dimensions is not offered", param="dimensions")
-            prompts = token_lists(body.input, encoder_of(served))
+            encode = encoder_of(served, "input")
+            prompts = await self._readers.read(raw, token_lists, body.input, encode)
+            for prompt in prompts:
+                check_tokens(prompt, served.engine.info, "input")
             vectors = await asyncio.to_thread(served.engine.embed, prompts)
         return _json(
             embedding_list(
@@ -288,15 +303,6 @@ def _next_chunks(
         outputs.end_if(choice.finish_reason, index)
         chunks += answer.end_chunks(index)
     return chunks
-
-
-def encoder_of(served: Served) -> Encode:
-    """Return what turns text into tokens."""
-
-    def encode(text: str, add_special_tokens: bool) -> list[int]:
-        return served.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-
-    return encode
 
 
 def _check_model(served: Served, name: str) -> None:

@@ -1,5 +1,6 @@
 """Errors as OpenAI's API answers them; statuses are chosen here and nowhere else."""
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -14,6 +15,8 @@ from maas.core.errors import (
 )
 from maas.protocol.errors import encode_error
 
+log = logging.getLogger(__name__)
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STATUSES: tuple[tuple[type[MaasError], int], ...] = (
     (InvalidRequest, 400),
@@ -22,6 +25,7 @@ _STATUSES: tuple[tuple[type[MaasError], int], ...] = (
     (LimitExceeded, 429),
     (Unavailable, 503),
 )
+_HAS_BEGUN = web.RequestKey("has_begun", bool)
 
 
 def status_of(error: MaasError) -> int:
@@ -51,3 +55,20 @@ async def errors_as_bodies(request: web.Request, handler: Handler) -> web.Stream
             code="not_found" if error.status == 404 else "http_error",
         )
         return web.Response(body=body, status=error.status, content_type="application/json")
+    except ConnectionError:
+        # The client left.
+        raise
+    except Exception:
+        if request.get(_HAS_BEGUN):
+            # Another head cannot follow: the connection breaks off.
+            raise
+        log.exception("%s %s failed", request.method, request.path)
+        body = encode_error(
+            "this device failed; its log says why", kind="server_error", code=MaasError.code
+        )
+        return web.Response(body=body, status=500, content_type="application/json")
+
+
+async def note_start(request: web.Request, _: web.StreamResponse) -> None:
+    """Remember that an answer has begun."""
+    request[_HAS_BEGUN] = True

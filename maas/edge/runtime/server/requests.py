@@ -1,6 +1,6 @@
 """From a body to what the engine is asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from maas.edge.runtime.server.tools import ToolPlan, plan_tools
 from maas.protocol.chat import ChatCompletionRequest, Message, ModelName
 from maas.protocol.completions import CompletionRequest
 from maas.protocol.embeddings import EmbeddingRequest
-from maas.protocol.refusals import invalid
+from maas.protocol.refusals import check_choices, invalid
 
 _DEFAULT_COMPLETION_TOKENS = 16
 Encode = Callable[[str, bool], list[int]]
@@ -110,9 +110,10 @@ def asked_chat(body: ChatBody, template: ChatTemplate, encode: Encode, info: Mod
     plan = plan_tools(body)
     tools = [msgspec.to_builtins(t) for t in body.tools or []] if plan.mode == "auto" else None
     prompt = encode(template.render([_message(m) for m in body.messages], tools or None), False)
+    check_tokens(prompt, info, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = _params(body, num_logprobs, _room(prompt, limit, info))
+    params = _params(body, info, num_logprobs, _room(prompt, limit, info))
     params = replace(params, grammar=plan.grammar or response_grammar(body.response_format))
     return _asked(body, (tuple(prompt),), params, plan)
 
@@ -126,11 +127,13 @@ def asked_completion(body: CompletionBody, encode: Encode, info: ModelInfo) -> A
     """
     if (body.best_of or 1) > 1:
         raise CapabilityMissing("best_of is not offered; use n", param="best_of")
+    check_choices(body.prompt, body.n)
     prompts = tuple(tuple(prompt) for prompt in token_lists(body.prompt, encode))
     limit = body.max_tokens or _DEFAULT_COMPLETION_TOKENS
     for prompt in prompts:
+        check_tokens(prompt, info, "prompt")
         _room(prompt, limit, info)
-    return _asked(body, prompts, _params(body, body.logprobs, limit), ToolPlan())
+    return _asked(body, prompts, _params(body, info, body.logprobs, limit), ToolPlan())
 
 
 def token_lists(prompt: Any, encode: Encode) -> list[list[int]]:
@@ -140,6 +143,18 @@ def token_lists(prompt: Any, encode: Encode) -> list[list[int]]:
     if all(isinstance(item, int) for item in prompt):
         return [list(prompt)]
     return [encode(item, True) if isinstance(item, str) else _tokens(item) for item in prompt]
+
+
+def check_tokens(token_ids: Collection[int], info: ModelInfo, param: str) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        InvalidRequest: One is none of its vocabulary.
+    """
+    if not info.has_tokens(token_ids):
+        raise InvalidRequest(
+            f"{param}: this model's token ids are 0 to {info.vocab_size - 1}", param=param
+        )
 
 
 def _tokens(item: Any) -> list[int]:
@@ -176,7 +191,7 @@ def _nth(params: SamplingParams, index: int) -> SamplingParams:
 
 
 def _params(
-    body: ChatBody | CompletionBody, num_logprobs: int | None, max_tokens: int
+    body: ChatBody | CompletionBody, info: ModelInfo, num_logprobs: int | None, max_tokens: int
 ) -> SamplingParams:
     def given(value: float | None, default: float) -> float:
         return default if value is None else value
@@ -192,16 +207,18 @@ def _params(
         repetition_penalty=given(body.repetition_penalty, 1.0),
         presence_penalty=given(body.presence_penalty, 0.0),
         frequency_penalty=given(body.frequency_penalty, 0.0),
-        logit_bias=_bias(body.logit_bias),
+        logit_bias=_bias(body.logit_bias, info),
         num_logprobs=num_logprobs,
     )
 
 
-def _bias(bias: dict[str, float] | None) -> dict[int, float]:
+def _bias(bias: dict[str, float] | None, info: ModelInfo) -> dict[int, float]:
     try:
-        return {int(token): value for token, value in (bias or {}).items()}
+        found = {int(token): value for token, value in (bias or {}).items()}
     except ValueError as error:
         raise InvalidRequest("logit_bias: keys are token ids", param="logit_bias") from error
+    check_tokens(found, info, "logit_bias")
+    return found
 
 
 def _room(prompt: Sequence[int], limit: int | None, info: ModelInfo) -> int:

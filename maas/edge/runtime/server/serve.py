@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,6 +22,7 @@ from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.guard import Guard
+from maas.edge.runtime.server.reading import most_chars
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import load_template
 
@@ -67,6 +69,7 @@ def open_served(
     except Exception as error:
         # Its exceptions share no base but this one.
         raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
+    template, max_token_chars = load_template(folder), most_chars(tokenizer)
     engine = open_engine(folder, options)
     try:
         for adapter in adapters:
@@ -75,7 +78,7 @@ def open_served(
         engine.close()
         raise
     names = {adapter.name for adapter in adapters}
-    return Served(name, engine, tokenizer, load_template(folder), adapters=names)
+    return Served(name, engine, tokenizer, template, max_token_chars, adapters=names)
 
 
 async def serve(
@@ -125,6 +128,8 @@ async def listening(app: web.Application, address: Address) -> AsyncIterator[int
         PortTaken: Something else listens there.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Texts are encoded in threads of ours; in threads of its own short ones wait for long ones.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Without it a client that leaves would have its answer computed to the end.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()

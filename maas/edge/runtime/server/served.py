@@ -26,6 +26,7 @@ class Served:
         engine: Computes.
         tokenizer: The model's.
         template: Of its chats.
+        max_token_chars: No text has more characters for each of its tokens.
         reads_tools: Whether tool calls that the model writes of itself are understood.
         adapters: Names of the adapters that answer too.
     """
@@ -34,6 +35,7 @@ class Served:
     engine: Engine
     tokenizer: Tokenizer
     template: ChatTemplate
+    max_token_chars: int = 256
     reads_tools: bool = True
     adapters: set[str] = field(default_factory=set[str])
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from maas.core.errors import CapabilityMissing, ConfigError, InvalidRequest
+from maas.edge.runtime.server.sandbox import TemplateSandbox
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+# The longest body there may be takes a fifth of it.
+_MAX_RENDER_S = 5.0
 
 
 class ChatTemplate:
@@ -29,15 +31,13 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, special: Mapping[str, str]) -> None:
         self._special = dict(special)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
+        environment = TemplateSandbox()
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         try:
-            self._template = None if source is None else environment.from_string(source)
-        except TemplateError as error:
+            self._template = None if source is None else environment.compiled(source)
+        except (TemplateError, TypeError, RecursionError) as error:
             raise ConfigError(f"the chat template is wrong: {error}") from error
 
     @property
@@ -58,25 +58,35 @@ class ChatTemplate:
             raise CapabilityMissing("this model has no chat template: use /v1/completions")
         try:
             return self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=True, **self._special
+                _MAX_RENDER_S,
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=True,
+                **self._special,
             )
-        except (TemplateError, TypeError, ValueError, OverflowError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise InvalidRequest(
                 f"the chat template refuses these messages: {error}", param="messages"
             ) from error
 
 
 def load_template(folder: Path) -> ChatTemplate:
-    """Read the chat template of a bundle's folder."""
+    """Read the chat template of a bundle's folder.
+
+    Raises:
+        ConfigError: It, or the tokenizer's settings, cannot be read.
+    """
     config: dict[str, Any] = {}
-    path = folder / "tokenizer_config.json"
-    if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
-    special = {name: _text(config[name]) for name in _SPECIAL if config.get(name)}
-    own = folder / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.exists() else config.get("chat_template")
-    if isinstance(source, list):
-        source = next((item["template"] for item in source if item["name"] == "default"), None)
+    path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    try:
+        if path.exists():
+            config = json.loads(path.read_text(encoding="utf-8"))
+        special = {name: _text(config[name]) for name in _SPECIAL if config.get(name)}
+        source = own.read_text(encoding="utf-8") if own.exists() else config.get("chat_template")
+        if isinstance(source, list):
+            source = next((item["template"] for item in source if item["name"] == "default"), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: the chat template cannot be read: {error!r}") from error
     return ChatTemplate(source, special)
 
 

@@ -64,8 +64,8 @@ def read_calls(text: str, plan: ToolPlan) -> tuple[str | None, list[dict[str, An
             return None, [_call(plan.name, text)]
         try:
             items = json.loads(text)
-        except ValueError:
-            # Cut off by max_tokens.
+        except (ValueError, RecursionError):
+            # Cut off by max_tokens, or nested too deep.
             return text, []
         return None, [_call(i["name"], json.dumps(i["parameters"])) for i in items]
     content, calls = text, list[dict[str, Any]]()
@@ -75,7 +75,7 @@ def read_calls(text: str, plan: ToolPlan) -> tuple[str | None, list[dict[str, An
         try:
             said = json.loads(inside)
             calls.append(_call(str(said["name"]), json.dumps(said.get("arguments", {}))))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         content = before + after
     return (content.strip() or None) if calls else content, calls

@@ -10,9 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maas.core.errors import CapabilityMissing, EngineError, InvalidRequest, NotFound
+from maas.core.errors import (
+    CapabilityMissing,
+    EngineError,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+)
 from maas.edge.runtime.engine.contract import Output, SamplingParams
 from maas.edge.runtime.engine.core import OnnxEngine
+from maas.edge.runtime.engine.grammars import Grammar
 from maas.edge.runtime.engine.options import EngineOptions
 
 GREEDY = SamplingParams(24, temperature=0.0, ignore_eos=True)
@@ -202,6 +209,10 @@ def test_log_probabilities_are_those_of_the_model_before_penalties(make):
     [
         ([], GREEDY, InvalidRequest),
         (prompt(1, 512), GREEDY, InvalidRequest),
+        ([1, 10**6], GREEDY, InvalidRequest),
+        ([1, -1], GREEDY, InvalidRequest),
+        (prompt(1), SamplingParams(4, logit_bias={10**20: 1.0}), InvalidRequest),
+        (prompt(1), SamplingParams(4, logit_bias={-1: 1.0}), InvalidRequest),
         (prompt(1), SamplingParams(4, grammar="{"), InvalidRequest),
         (
             prompt(1),
@@ -216,6 +227,35 @@ def test_what_is_wrong_is_refused_before_it_is_queued(make, tokens, params, erro
         engine.submit(tokens, params, lambda _: None)
     assert engine.stats.num_waiting == 0
     assert len(Asked(engine, prompt(1), GREEDY).wait()) == 24
+
+
+def test_a_token_that_cannot_be_chosen_ends_its_own_answer_alone(make, monkeypatch):
+    def fail(*_: object) -> None:
+        raise IndexError("out of bounds")
+
+    monkeypatch.setattr(Grammar, "restrict", fail)
+    engine = make(max_num_seqs=3, prefix_cache_bytes=0)
+    grammar = '{"grammars":[{"json_schema":{"type":"object"}}]}'
+    asked = [
+        Asked(engine, prompt(i), SamplingParams(40, temperature=0.0, ignore_eos=True, grammar=one))
+        for i, one in enumerate((None, grammar, None))
+    ]
+    assert [len(one.wait()) for one in asked] == [40, 0, 40]
+    assert [one.last.finish_reason for one in asked] == ["length", "error", "length"]
+    assert asked[1].last.error == "choosing a token failed: out of bounds"
+
+
+def test_a_full_queue_takes_no_more_and_empties(make):
+    engine = make(max_num_seqs=1, max_num_waiting=2)
+    asked = [Asked(engine, prompt(0), GREEDY)]
+    asked[0].outputs.put(asked[0].outputs.get(timeout=30))
+    asked += [Asked(engine, prompt(i), GREEDY) for i in range(2)]
+    with pytest.raises(LimitExceeded) as caught:
+        engine.submit(prompt(4), GREEDY, lambda _: None)
+    assert caught.value.context["retry_after_s"] > 0
+    for one in asked:
+        one.wait()
+    assert len(Asked(engine, prompt(5), GREEDY).wait()) == 24
 
 
 def test_an_adapter_that_is_not_loaded_is_not_found(make, tmp_path):

@@ -147,6 +147,9 @@ def test_log_probabilities_have_the_forms_of_both_routes(client):
         ({"extra_body": {"echo": True}}, 400, "unknown_field"),
         ({"temperature": 3}, 400, "invalid_request"),
         ({"logit_bias": {"x": 1}}, 400, "invalid_request"),
+        ({"logit_bias": {"99999": 1}}, 400, "invalid_request"),
+        ({"logit_bias": {"-1": 1}}, 400, "invalid_request"),
+        ({"logit_bias": {"9" * 20: 1}}, 400, "invalid_request"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
          400, "invalid_request"),
         ({"response_format": {"type": "json_schema",
@@ -163,6 +166,21 @@ def test_what_is_wrong_is_refused_and_the_engine_goes_on(client, url, more, stat
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert metrics(url)["maas_edge_requests_waiting"] == 0
     assert ask(client).usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"prompt": [1, 99999]}, "prompt"),
+        ({"prompt": [[1], [99999]]}, "prompt"),
+        ({"prompt": [[1]] * 129}, "prompt"),
+        ({"prompt": [[1]] * 2, "n": 65}, "n"),
+    ],
+)
+def test_what_no_completion_may_ask_is_refused_by_the_fields_name(client, more, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**({"model": "tiny", "max_tokens": 4} | more))
+    assert caught.value.param == param
 
 
 def test_receipts_get_ids_with_the_end_token_among_them(client, url):

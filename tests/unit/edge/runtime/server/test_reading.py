@@ -1,0 +1,155 @@
+"""What a request costs before the engine has it: others are answered meanwhile, and it ends."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from maas.core.errors import ConfigError, InvalidRequest, PromptTooLong
+from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.server import serve
+from maas.edge.runtime.server.app import EdgeServer
+from maas.edge.runtime.server.reading import encoder_of
+from maas.edge.runtime.server.serve import open_served
+from maas.edge.runtime.server.served import Served, Serving
+from maas.edge.runtime.server.templates import ChatTemplate, load_template
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def served(tiny: Path) -> Iterator[Served]:
+    served = open_served(tiny, "tiny", EngineOptions(num_threads=1, enable_spinning=False))
+    yield served
+    served.engine.close()
+
+
+class SlowTemplate(ChatTemplate):
+    """Renders when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__("x", {})
+        self.begins, self.may_end = threading.Event(), threading.Event()
+
+    def render(self, messages, tools) -> str:
+        self.begins.set()
+        assert self.may_end.wait(10)
+        return super().render(messages, tools)
+
+
+class BrokenTemplate(ChatTemplate):
+    """Fails as nobody thought of."""
+
+    def __init__(self) -> None:
+        super().__init__("x", {})
+
+    def render(self, messages, tools) -> str:
+        raise LookupError("odd")
+
+
+async def device(served: Served) -> AsyncIterator[TestClient]:
+    async with TestClient(TestServer(EdgeServer(Serving(served)).make_app())) as client:
+        yield client
+
+
+async def test_others_are_answered_while_a_chat_is_rendered(served):
+    template = SlowTemplate()
+    async for client in device(replace(served, template=template)):
+        chat = asyncio.create_task(client.post(PATH, json=CHAT))
+        assert await asyncio.to_thread(template.begins.wait, 10)
+        assert (await client.get("/health")).status == 200
+        assert not chat.done()
+        template.may_end.set()
+        assert (await chat).status == 200
+
+
+def test_encoding_leaves_other_threads_their_turns(served):
+    encode = encoder_of(replace(served, max_token_chars=10**6), "prompt")
+    text = "hello world " * 20_000
+    encoding = threading.Thread(target=encode, args=(text, False))
+    encoding.start()
+    num_turns = 0
+    while encoding.is_alive():
+        time.sleep(0.001)
+        num_turns += 1
+    assert num_turns > 10
+
+
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(served):
+    most = served.engine.info.max_model_len * served.max_token_chars
+    for param in ("messages", "prompt"):
+        encode = encoder_of(served, param)
+        assert len(encode("x" * most, False)) == most
+        with pytest.raises(PromptTooLong) as caught:
+            encode("x" * (most + 1), False)
+        assert caught.value.context["param"] == param
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) if false %}{{ loop.length }}"
+        "{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ f(60) }}",
+        "{% for a in [1] * 30 recursive %}{% if loop.depth < 30 %}{{ loop([1] * 30) }}{% endif %}"
+        "{% endfor %}",
+        "{{ 9 ** messages | length ** 99999999 }}",
+        "{{ 'x' * 9999999999 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_without_end_is_ended(monkeypatch, source):
+    monkeypatch.setattr("maas.edge.runtime.server.templates._MAX_RENDER_S", 0.1)
+    template = ChatTemplate(source, {})
+    with pytest.raises(InvalidRequest, match="the chat template refuses"):
+        template.render([{"role": "user", "content": "x"}], None)
+
+
+def test_loops_know_what_they_knew():
+    source = (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
+        "{{ loop.nextitem }}{% if loop.first %}{% continue %}{% endif %};{% endfor %}"
+        "{% for m in [] %}{% else %}none{% endfor %}{{ '-' * 3 }}{{ 2 * 3 }}"
+    )
+    assert ChatTemplate(source, {}).render(["a", "b"], None) == "1/2Falseb2/2True;none---6"
+
+
+async def test_what_nobody_thought_of_is_a_body_too(served, caplog):
+    async for client in device(replace(served, template=BrokenTemplate())):
+        answer = await client.post(PATH, json=CHAT)
+        assert answer.status == 500
+        assert (await answer.json())["error"]["code"] == "internal_error"
+    assert "odd" in caplog.text
+
+
+async def test_arguments_nested_too_deep_are_refused(served):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "[" * 3000}}
+    messages = [*CHAT["messages"], {"role": "assistant", "tool_calls": [call]}]
+    async for client in device(served):
+        answer = await client.post(PATH, json={**CHAT, "messages": messages})
+        assert answer.status == 400
+        assert (await answer.json())["error"]["code"] == "malformed_body"
+
+
+def test_a_template_that_cannot_be_read_opens_no_engine(tiny, tmp_path, monkeypatch):
+    for path in tiny.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    opened: list[Path] = []
+    monkeypatch.setattr(serve, "open_engine", lambda folder, _: opened.append(folder))
+    with pytest.raises(ConfigError, match="the chat template is wrong"):
+        open_served(tmp_path, "tiny", EngineOptions())
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_template(tmp_path)
+    assert opened == []
