@@ -66,6 +66,7 @@ def open_served(
     except Exception as error:
         # Its exceptions share no base but this one.
         raise ConfigError(f"{folder / 'tokenizer.json'}: not a tokenizer: {error}") from error
+    template = load_template(folder)
     engine = open_engine(folder, options)
     try:
         for adapter in adapters:
@@ -74,7 +75,7 @@ def open_served(
         engine.close()
         raise
     names = {adapter.name for adapter in adapters}
-    return Served(name, engine, tokenizer, load_template(folder), adapters=names)
+    return Served(name, engine, tokenizer, template, adapters=names)
 
 
 async def serve(
