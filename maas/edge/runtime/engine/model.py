@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from maas.core.errors import ConfigError
+from maas.edge.runtime.bundle.manifest import GRAPH_SUFFIX
 from maas.edge.runtime.engine.options import EngineOptions
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -96,8 +97,8 @@ def _token_ids(values: list[Any]) -> frozenset[int]:
 
 
 def _file_name(value: Any) -> str:
-    if not isinstance(value, str) or Path(value).name != value:
-        raise ValueError(f"filename {value!r}: want a file of this folder")
+    if not isinstance(value, str) or Path(value).name != value or not value.endswith(GRAPH_SUFFIX):
+        raise ValueError(f"filename {str(value)[:80]!r}: want a graph of this folder")
     return value
 
 
