@@ -1,14 +1,10 @@
 """Text as both databases take it: SQLite would store anything, PostgreSQL refuses some of it."""
 
-from unicodedata import bidirectional, category
-
 from sqlalchemy import Dialect, String
 from sqlalchemy.types import TypeDecorator
 
 from maas.core.errors import InvalidRequest
-
-_CONTROLS = frozenset({"Cc", "Zl", "Zp"})
-_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+from maas.core.names import is_steering
 
 
 def as_text(value: str) -> str:
@@ -25,7 +21,7 @@ def as_name(value: str, param: str = "name") -> str:
     """
     if not value.strip():
         raise InvalidRequest(f"{param} is empty", param=param)
-    if any(category(c) in _CONTROLS or bidirectional(c) in _DIRECTIONS for c in value):
+    if is_steering(value):
         raise InvalidRequest(f"{param} {value[:40]!r} holds control characters", param=param)
     return value
 

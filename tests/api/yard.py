@@ -49,6 +49,7 @@ def pack_a_graph(asked: list[ExportSpec], spec: ExportSpec, report, on_start) ->
         "model.onnx": "model",
         "model.onnx.data": "weights",
         "tokenizer.json": "tokenizer",
+        "genai_config.json": "config",
     }
     manifest = Manifest(
         schema_version=1,

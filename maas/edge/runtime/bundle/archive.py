@@ -16,9 +16,9 @@ from typing import IO, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from maas.core.errors import BundleRefused
+from maas.core.errors import BundleRefused, ConfigError
 from maas.core.host import check_disk
-from maas.edge.runtime.bundle.graph import check_external_data
+from maas.edge.runtime.bundle.contents import check_contents, check_folder
 from maas.edge.runtime.bundle.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -137,6 +137,13 @@ def verify(path: Path, trusted: Collection[str] | None) -> Head:
             for _ in _read_part(stream, part):
                 pass
         _read_end(stream)
+        offsets = head.offsets()
+
+        def read(part: Part) -> bytes:
+            stream.seek(offsets[part.path])
+            return stream.read(part.size_bytes)
+
+        check_contents(head.manifest, read)
     return head
 
 
@@ -145,14 +152,15 @@ def unpack(path: Path, folder: Path, trusted: Collection[str] | None) -> Head:
 
     Raises:
         BundleRefused: It is not a bundle, was changed, cut off, or nobody trusted signed it.
+        ConfigError: The folder cannot be made, or something is there already.
         DiskFull: No room for them.
     """
+    if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
+        raise ConfigError(f"{folder}: there is something already: name a folder to be made")
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     with path.open("rb") as stream:
         head = read_head(stream, trusted)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        check_disk(folder.parent, need_bytes=head.manifest.size_bytes)
-        new.mkdir()
+        _make_beside(folder, new, need_bytes=head.manifest.size_bytes)
         try:
             for part in head.manifest.parts:
                 write_part(new / part.path, _read_part(stream, part))
@@ -164,18 +172,6 @@ def unpack(path: Path, folder: Path, trusted: Collection[str] | None) -> Head:
         finally:
             _remove(new)
     return head
-
-
-def check_folder(folder: Path, manifest: Manifest) -> None:
-    """Check what only the unpacked files tell: that graphs read no file but those of the bundle.
-
-    Raises:
-        BundleRefused: One names a file outside.
-    """
-    paths = {part.path for part in manifest.parts}
-    for part in manifest.parts:
-        if part.path.endswith(".onnx"):
-            check_external_data(folder / part.path, part.path, paths)
 
 
 def write_part(path: Path, chunks: Iterator[bytes]) -> None:
@@ -281,6 +277,19 @@ def _chunks(stream: IO[bytes], size: int) -> Iterator[bytes]:
 def _read_end(stream: IO[bytes]) -> None:
     if stream.read(2 * _BLOCK + 1) != bytes(2 * _BLOCK):
         raise BundleRefused("not a bundle: there is more, or less, behind its last part")
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _make_beside(folder: Path, new: Path, *, need_bytes: int) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        check_disk(folder.parent, need_bytes=need_bytes)
+        new.mkdir()
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror or error}") from error
 
 
 def _remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ Source: protobuf encoding guide; onnx.proto3.
 """
 
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from maas.core.errors import BundleRefused
 
@@ -28,20 +28,17 @@ _INSIDE = {
 }
 
 
-def check_external_data(path: Path, name: str, parts: Collection[str]) -> None:
+def check_external_data(data: memoryview, name: str, parts: Collection[str]) -> None:
     """Check that a graph's weights are in files of its bundle.
 
     Args:
-        path: The graph.
+        data: The graph.
         name: Its path in the bundle.
         parts: Paths of all parts.
 
     Raises:
         BundleRefused: One is elsewhere, or the file is no graph.
     """
-    if path.stat().st_size > MAX_GRAPH_BYTES:
-        raise BundleRefused(f"{name}: too large for a graph")
-    data = memoryview(path.read_bytes())
     folder = PurePosixPath(name).parent
     for location in locations(data, name):
         if str(folder / location) not in parts or ".." in location.split("/"):

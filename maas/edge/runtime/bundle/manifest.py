@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from maas.core.errors import BundleRefused
+from maas.core.names import is_steering
 
 SCHEMA_VERSION = 1
 MANIFEST, SIGNATURE = "bundle.json", "bundle.sig"
@@ -20,7 +21,15 @@ _MAX_ADAPTER_NAME = 64
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_PARTS = 512
 MAX_PART_BYTES = 1 << 40
-_MAX_NAME = 200
+MAX_RAM_BYTES = 1 << 50
+MAX_MODEL_LEN = 1 << 30
+GRAPH_SUFFIX = ".onnx"
+TOKENIZER = "tokenizer.json"
+# What says how a bundle of a task is run.
+CONFIGS = {"generate": "genai_config.json", "embed": "embed_config.json"}
+# In bytes: what a tar's header holds, and every file system.
+_MAX_PATH_BYTES = 200
+_MAX_PIECE_BYTES = 100
 _MAX_DEPTH = 8
 _Role = Literal["model", "weights", "tokenizer", "template", "config", "adapter", "receipt", "card"]
 
@@ -137,8 +146,36 @@ def _check(manifest: Manifest) -> None:
         raise BundleRefused(f"{MANIFEST}: its content does not have the id it says")
     if not 0 < len(manifest.parts) <= MAX_PARTS:
         raise BundleRefused(f"{MANIFEST}: want 1 to {MAX_PARTS} parts, not {len(manifest.parts)}")
+    _check_facts(manifest)
+    _check_parts(manifest.parts)
+    _check_adapters(manifest)
+    _check_complete(manifest)
+
+
+def _check_facts(manifest: Manifest) -> None:
+    """Check what is shown to people, and what is reckoned with."""
+    shown = {
+        field: getattr(manifest, field)
+        for field in ("name", "model_id", "base_model_id", "precision", "target")
+    }
+    shown["tool_call_parser"] = manifest.tool_call_parser or ""
+    shown |= {f"mark {place}": mark for place, mark in enumerate(manifest.marks)}
+    for field, text in shown.items():
+        if is_steering(text):
+            raise BundleRefused(f"{MANIFEST}: {field} {text[:40]!r} holds control characters")
+    for field in ("name", "model_id"):
+        if not shown[field].strip():
+            raise BundleRefused(f"{MANIFEST}: {field} is empty")
+    if not 0 < manifest.ram_required_bytes <= MAX_RAM_BYTES:
+        raise BundleRefused(f"{MANIFEST}: no bundle needs {manifest.ram_required_bytes} bytes")
+    if not 0 < manifest.max_model_len <= MAX_MODEL_LEN:
+        raise BundleRefused(f"{MANIFEST}: no model reads {manifest.max_model_len} tokens")
+
+
+def _check_parts(parts: tuple[Part, ...]) -> None:
     seen: set[str] = set()
-    for part in manifest.parts:
+    sizes: dict[str, int] = {}
+    for part in parts:
         check_path(part.path)
         # Some devices' file systems do not tell capitals from small letters.
         if part.path.casefold() in seen:
@@ -148,7 +185,22 @@ def _check(manifest: Manifest) -> None:
             raise BundleRefused(f"{part.path}: no part has {part.size_bytes} bytes")
         if len(part.sha256) != 64 or not set(part.sha256) <= set("0123456789abcdef"):
             raise BundleRefused(f"{part.path}: its sha256 is none")
-    _check_adapters(manifest)
+        if sizes.setdefault(part.sha256, part.size_bytes) != part.size_bytes:
+            raise BundleRefused(f"{part.path}: has another part's sha256 and not its size")
+    for part in parts:
+        above = {str(folder) for folder in PurePosixPath(part.path.casefold()).parents}
+        if above & seen:
+            raise BundleRefused(f"{part.path}: the folder it is in is a part itself")
+
+
+def _check_complete(manifest: Manifest) -> None:
+    """Check that a bundle has what none runs without."""
+    paths = {part.path for part in manifest.parts}
+    missing = [name for name in (TOKENIZER, CONFIGS[manifest.task]) if name not in paths]
+    if not any(path.endswith(GRAPH_SUFFIX) for path in paths):
+        missing.append(f"a graph (*{GRAPH_SUFFIX})")
+    if missing:
+        raise BundleRefused(f"{MANIFEST}: a bundle to {manifest.task} has no {', '.join(missing)}")
 
 
 def _check_adapters(manifest: Manifest) -> None:
@@ -178,15 +230,18 @@ def check_path(path: str) -> None:
     """Check that a part's path stays inside a bundle, on every system.
 
     Raises:
-        BundleRefused: It is absolute, climbs, is hidden, or has characters that mean something.
+        BundleRefused: It is absolute, climbs, is hidden, too long, or has characters that mean
+            something.
     """
     pieces = path.split("/")
     is_odd = (
         not path
-        or len(path) > _MAX_NAME
+        or len(path.encode(errors="replace")) > _MAX_PATH_BYTES
         or len(pieces) > _MAX_DEPTH
         or PurePosixPath(path).is_absolute()
         or any(not piece or piece.startswith(".") or piece.endswith((".", " ")) for piece in pieces)
+        or any(len(piece.encode(errors="replace")) > _MAX_PIECE_BYTES for piece in pieces)
+        or is_steering(path)
         or any(ord(char) < 33 or char in '\\:*?"<>|\x7f' for char in path)
         or path.casefold() in {MANIFEST, SIGNATURE}
     )

@@ -14,7 +14,7 @@ from maas.edge.runtime.bundle.archive import unpack as unpack_bundle
 from maas.edge.runtime.bundle.archive import verify as verify_bundle
 from maas.edge.runtime.bundle.manifest import Manifest
 from maas.edge.runtime.bundle.signing import key_id_of
-from maas.edge.runtime.cli.shared import JsonFlag, emit, open_shelf, say_new_key
+from maas.edge.runtime.cli.shared import JsonFlag, emit, open_shelf, say_new_key, take
 from maas.edge.runtime.shelf.shelf import verify_folder
 from maas.edge.runtime.shelf.sources import source_of
 
@@ -26,11 +26,12 @@ def pull(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fetch a bundle, check it, and use it; only parts that changed are fetched."""
+    """Fetch a bundle, check and try it, and use it; only parts that changed are fetched."""
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Bar(*columns, console=Console(stderr=True), disable=as_json) as bar:
         task = bar.add_task("", total=None)
-        pulled = open_shelf().pull(
+        pulled = take(
+            open_shelf(),
             source_of(source, key),
             lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -97,7 +98,7 @@ def list_bundles(as_json: JsonFlag = False) -> None:
                 manifest.name,
                 manifest.precision,
                 f"{manifest.size_bytes / 1e6:.1f} MB",
-                f"{manifest.receipt.get('score_percent', 0):.1f} %",
+                _score(manifest),
             )
         console.print(table)
 
@@ -135,6 +136,12 @@ def unpack(
     Console(markup=False).print(
         f"{len(head.manifest.parts)} parts of {head.manifest.name} in {folder}", soft_wrap=True
     )
+
+
+def _score(manifest: Manifest) -> str:
+    # The receipt is whatever its maker wrote.
+    score = manifest.receipt.get("score_percent")
+    return f"{score:.1f} %" if isinstance(score, int | float) and 0 <= score <= 100 else "?"
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the commands have in common: where bundles are, and what is printed."""
 
+import asyncio
 import json
 import os
 import sys
@@ -11,10 +12,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from maas.core.errors import ConfigError, MaasError, NotFound
+from maas.core.errors import ConfigError, EngineError, MaasError, NotFound
 from maas.edge.runtime.bundle.signing import key_id_of
-from maas.edge.runtime.shelf.shelf import Held, Pulled, Shelf, verify_folder
-from maas.edge.runtime.shelf.sources import FileSource
+from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.fleet.trial import try_apart
+from maas.edge.runtime.shelf.shelf import Held, Pulled, Report, Shelf, verify_folder
+from maas.edge.runtime.shelf.sources import FileSource, Source
 
 HOME_VARIABLE = "MAAS_EDGE_HOME"
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
@@ -47,6 +50,30 @@ def fail(error: MaasError) -> int:
     return 1
 
 
+def take(shelf: Shelf, source: Source, report: Report = lambda _done, _all: None) -> Pulled:
+    """Fetch a bundle and use it, once it answered in a process of its own.
+
+    Raises:
+        BundleRefused: It is not what its maker signed.
+        EngineError: It does not work here; the one in use stays.
+    """
+    before = shelf.current()
+
+    def try_out(pulled: Pulled) -> None:
+        held = pulled.held
+        if before is not None and before.manifest.bundle_id == held.manifest.bundle_id:
+            return
+        try:
+            asyncio.run(try_apart(held.folder, EngineOptions()))
+        except EngineError as error:
+            raise EngineError(
+                f"{held.manifest.name} ({held.manifest.bundle_id[:16]}) does not work here, and is "
+                f"not used: {error.message}"
+            ) from error
+
+    return shelf.pull(source, report, on_fetched=try_out)
+
+
 def say_new_key(pulled: Pulled) -> None:
     """Say whose bundles this device trusts from now on."""
     if pulled.new_key is not None:
@@ -60,11 +87,12 @@ def locate(source: str | None) -> Held:
     """Return the verified folder of what a user names.
 
     Args:
-        source: A bundle's file, which is taken onto the shelf; an unpacked folder; none: the
-            bundle in use.
+        source: A bundle's file, which is taken onto the shelf and tried; an unpacked folder; none:
+            the bundle in use.
 
     Raises:
         BundleRefused: It is not what its maker signed.
+        EngineError: It does not work here.
         NotFound: There is no such thing.
     """
     shelf = open_shelf()
@@ -79,7 +107,7 @@ def locate(source: str | None) -> Held:
         return Held(path, verify_folder(path, shelf.trusted() or None))
     if not path.is_file():
         raise NotFound(f"{source}: no such file")
-    pulled = shelf.pull(FileSource(path))
+    pulled = take(shelf, FileSource(path))
     say_new_key(pulled)
     return pulled.held
 

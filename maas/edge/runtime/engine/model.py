@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from maas.core.errors import ConfigError
+from maas.edge.runtime.bundle.manifest import GRAPH_SUFFIX
 from maas.edge.runtime.engine.options import EngineOptions
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -27,6 +28,9 @@ _MIN_CHUNK = 16
 _MAX_KEPT_ROWS = 16
 # The width of the mask is rounded up to this, so that a step seldom needs another binding.
 _MASK_STEP = 256
+# No decoder has more; each of these is memory, or a loop.
+_MAX_VOCAB_SIZE, _MAX_LAYERS, _MAX_HEAD_SIZE = 1 << 24, 1 << 12, 1 << 16
+_MAX_CONTEXT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """Read a folder's ``genai_config.json``.
 
     Raises:
-        ConfigError: It is missing or describes no decoder.
+        ConfigError: It is missing or describes no decoder that there is.
     """
     path = folder / "genai_config.json"
     try:
@@ -64,19 +68,44 @@ def read_config(folder: Path) -> DecoderConfig:
         inputs, outputs = decoder["inputs"], decoder["outputs"]
         eos = model["eos_token_id"]
         return DecoderConfig(
-            context_length=int(model["context_length"]),
-            vocab_size=int(model["vocab_size"]),
-            eos_token_ids=frozenset(eos if isinstance(eos, list) else [eos]),
-            num_layers=int(decoder["num_hidden_layers"]),
-            head_size=int(decoder["head_size"]),
-            file_name=str(decoder["filename"]),
-            past_key=str(inputs["past_key_names"]),
-            past_value=str(inputs["past_value_names"]),
-            present_key=str(outputs["present_key_names"]),
-            present_value=str(outputs["present_value_names"]),
+            context_length=_within(model, "context_length", _MAX_CONTEXT),
+            vocab_size=_within(model, "vocab_size", _MAX_VOCAB_SIZE),
+            eos_token_ids=_token_ids(eos if isinstance(eos, list) else [eos]),
+            num_layers=_within(decoder, "num_hidden_layers", _MAX_LAYERS),
+            head_size=_within(decoder, "head_size", _MAX_HEAD_SIZE),
+            file_name=_file_name(decoder["filename"]),
+            past_key=_layer_name(inputs["past_key_names"]),
+            past_value=_layer_name(inputs["past_value_names"]),
+            present_key=_layer_name(outputs["present_key_names"]),
+            present_value=_layer_name(outputs["present_value_names"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: not the configuration of a decoder: {error!r}") from error
+
+
+def _within(fields: Mapping[str, Any], name: str, most: int) -> int:
+    value = int(fields[name])
+    if not 0 < value <= most:
+        raise ValueError(f"{name} {value}: want 1 to {most}")
+    return value
+
+
+def _token_ids(values: list[Any]) -> frozenset[int]:
+    if not values or not all(isinstance(value, int) and value >= 0 for value in values):
+        raise ValueError("eos_token_id: want one token, or some")
+    return frozenset(values)
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or Path(value).name != value or not value.endswith(GRAPH_SUFFIX):
+        raise ValueError(f"filename {str(value)[:80]!r}: want a graph of this folder")
+    return value
+
+
+def _layer_name(value: Any) -> str:
+    if not isinstance(value, str) or value.count("%") != 1 or "%d" not in value:
+        raise ValueError(f"{str(value)[:80]!r}: want a name with one %d, for the layer")
+    return value
 
 
 def open_session(path: Path, options: EngineOptions) -> ort.InferenceSession:

@@ -15,6 +15,13 @@ from jinja2 import TemplateError
 from maas.core.errors import CapabilityMissing, ConfigError, InvalidRequest
 from maas.edge.runtime.server.sandbox import TemplateSandbox
 
+# A template is its maker's program: what Python itself may raise where one is compiled, or runs.
+_COMPILING = (TemplateError, SyntaxError, ValueError, OverflowError, RecursionError)
+_RENDERING = (
+    *(TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError),
+    # Endless macros.
+    RecursionError,
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 # The longest body there may be takes a fifth of it.
@@ -37,7 +44,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _now
         try:
             self._template = None if source is None else environment.compiled(source)
-        except (TemplateError, TypeError, RecursionError) as error:
+        except _COMPILING as error:
             raise ConfigError(f"the chat template is wrong: {error}") from error
 
     @property
@@ -64,7 +71,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        except _RENDERING as error:
             raise InvalidRequest(
                 f"the chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -74,20 +81,23 @@ def load_template(folder: Path) -> ChatTemplate:
     """Read the chat template of a bundle's folder.
 
     Raises:
-        ConfigError: It, or the tokenizer's settings, cannot be read.
+        ConfigError: It, or what else is said of the tokenizer, cannot be read.
     """
-    config: dict[str, Any] = {}
     path, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     try:
-        if path.exists():
-            config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         special = {name: _text(config[name]) for name in _SPECIAL if config.get(name)}
-        source = own.read_text(encoding="utf-8") if own.exists() else config.get("chat_template")
+        source = config.get("chat_template")
         if isinstance(source, list):
             source = next((item["template"] for item in source if item["name"] == "default"), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path}: the chat template cannot be read: {error!r}") from error
-    return ChatTemplate(source, special)
+        if source is not None and not isinstance(source, str):
+            raise TypeError("chat_template is no text")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+    try:
+        return ChatTemplate(own.read_text("utf-8") if own.exists() else source, special)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{own}: cannot be read: {error}") from error
 
 
 def _text(token: Any) -> str:

@@ -18,11 +18,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from maas.core.errors import AlreadyRunning, BundleRefused, NotFound, SourceUnreachable
 from maas.core.host import check_disk
-from maas.edge.runtime.bundle.archive import Head, check_chunks, check_folder, hash_file, read_head
+from maas.edge.runtime.bundle.archive import Head, check_chunks, hash_file, read_head
+from maas.edge.runtime.bundle.contents import check_folder
 from maas.edge.runtime.bundle.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -107,7 +108,13 @@ class Shelf:
         found = [held for held in opened if held is not None]
         return sorted(found, key=lambda held: held.manifest.created_at, reverse=True)
 
-    def pull(self, source: Source, report: Report = lambda _done, _all: None) -> Pulled:
+    def pull(
+        self,
+        source: Source,
+        report: Report = lambda _done, _all: None,
+        *,
+        on_fetched: Callable[[Pulled], object] = lambda _pulled: None,
+    ) -> Pulled:
         """Fetch a bundle, check it, and switch to it; the one before stays until then.
 
         The first key a device ever sees is the one it trusts from then on; a bundle of another
@@ -116,6 +123,7 @@ class Shelf:
         Args:
             source: Where it is.
             report: Told the bytes fetched so far, and all that must be.
+            on_fetched: Called with what is not in use yet; where it raises, that stays so.
 
         Raises:
             BundleRefused: It is not what its maker signed, or nobody trusted signed it.
@@ -125,6 +133,8 @@ class Shelf:
         """
         with self._alone():
             pulled = self._pull(source, report)
+            on_fetched(pulled)
+            self._trust_new(pulled)
             self._switch(pulled.held.manifest.bundle_id)
             self._sweep()
         return pulled
@@ -140,6 +150,7 @@ class Shelf:
         """
         with self._alone():
             pulled = self._pull(source, report)
+            self._trust_new(pulled)
             self._sweep(pulled.held.manifest.bundle_id)
         return pulled
 
@@ -201,11 +212,13 @@ class Shelf:
             self._fetch(source, head, part, lambda size, done=done: report(done + size, total))
             done += part.size_bytes
         held = self._assemble(head)
-        if not known:
-            # Only now: a bundle that was refused introduces nobody.
-            self.trust(head.public_key)
         reused = head.manifest.size_bytes - total
         return Pulled(held, total, reused, None if known else head.public_key)
+
+    def _trust_new(self, pulled: Pulled) -> None:
+        # Only when all else is done: a bundle that was refused introduces nobody.
+        if pulled.new_key is not None:
+            self.trust(pulled.new_key)
 
     def _open(self, bundle_id: str) -> Held:
         folder = self._bundles / bundle_id
@@ -223,8 +236,10 @@ class Shelf:
 
     def _has(self, part: Part) -> bool:
         path = self._parts / part.sha256
+        if not path.exists() or path.stat().st_size != part.size_bytes:
+            return False
         # Read through: a part is also a file in a bundle's folder, where somebody may change it.
-        return path.exists() and hash_file(path) == part.sha256
+        return hash_file(path) == part.sha256
 
     def _fetch(self, source: Source, head: Head, part: Part, told: Callable[[int], None]) -> None:
         """Fetch one part, from where an earlier try ended."""
@@ -317,10 +332,10 @@ class Shelf:
 
 
 def verify_folder(folder: Path, trusted: set[str] | None) -> Manifest:
-    """Check an unpacked bundle: signature, and every byte of its parts.
+    """Check an unpacked bundle: signature, every byte of its parts, and that there is no more.
 
     Raises:
-        BundleRefused: It is none, or something in it was changed.
+        BundleRefused: It is none, or something in it was changed or put there.
     """
     try:
         with (folder / MANIFEST).open("rb") as stream:
@@ -338,8 +353,19 @@ def verify_folder(folder: Path, trusted: set[str] | None) -> Manifest:
             chunks = iter(lambda stream=stream: stream.read(1 << 20), b"")
             for _ in check_chunks(part, chunks):
                 pass
+    _check_no_more(folder, manifest)
     check_folder(folder, manifest)
     return manifest
+
+
+def _check_no_more(folder: Path, manifest: Manifest) -> None:
+    """Check that nobody put anything beside the parts: what loads a bundle would obey it."""
+    signed = {MANIFEST, SIGNATURE, *(part.path for part in manifest.parts)}
+    folders = {str(above) for name in signed for above in PurePosixPath(name).parents}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or name not in (folders if path.is_dir() else signed):
+            raise BundleRefused(f"{name[:80]!r} in {folder} is not of the bundle")
 
 
 def _readable(read: Callable[[str], Held | None], name: str) -> Held | None:

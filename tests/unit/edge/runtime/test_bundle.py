@@ -1,6 +1,7 @@
 """Bundles: the same folder makes the same file, and nothing but that file is taken."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -19,6 +20,9 @@ from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of, si
 
 
 def write_graph(folder: Path, *, location: str = "model.onnx.data") -> None:
+    """Write a graph of one product, and the least that is said of one."""
+    config = {"model": {"decoder": {"filename": "model.onnx"}}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
     weight = numpy_helper.from_array(np.ones((4, 64), np.float32), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -44,6 +48,7 @@ def write_graph(folder: Path, *, location: str = "model.onnx.data") -> None:
 
 def describe(folder: Path, **changes: object) -> Manifest:
     roles = {"model.onnx": "model", "model.onnx.data": "weights", "tokenizer.json": "tokenizer"}
+    roles["genai_config.json"] = "config"
     parts = tuple(
         Part(name, (folder / name).stat().st_size, hash_file(folder / name), role)
         for name, role in roles.items()
@@ -105,7 +110,8 @@ def test_unpacked_parts_are_what_was_packed(folder: Path, bundle: Path, tmp_path
 def test_any_tar_reads_it(bundle: Path) -> None:
     with tarfile.open(bundle) as tar:
         assert tar.getnames() == [
-            *("bundle.json", "bundle.sig", "model.onnx", "model.onnx.data", "tokenizer.json")
+            *("bundle.json", "bundle.sig", "model.onnx", "model.onnx.data", "tokenizer.json"),
+            "genai_config.json",
         ]
 
 
@@ -238,6 +244,8 @@ def test_weights_outside_the_bundle_are_refused(
     with pytest.raises(BundleRefused, match="outside the bundle"):
         unpack(out, tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(BundleRefused, match="outside the bundle"):
+        verify(out, None)
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
@@ -269,6 +277,127 @@ def test_a_folder_that_is_there_is_never_mixed_with_a_bundle(bundle: Path, tmp_p
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(OSError, match="not empty"):
-        unpack(bundle, tmp_path / "out", None)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("out", "out/mine", "link"):
+        with pytest.raises(ConfigError, match="something already"):
+            unpack(bundle, tmp_path / place, None)
     assert (tmp_path / "out" / "mine").read_text() == "x"
+    with pytest.raises(ConfigError, match="cannot be made"):
+        unpack(bundle, tmp_path / "out" / "mine" / "below", None)
+
+
+def repacked(folder: Path, tmp_path: Path, **changes: object) -> Path:
+    out = tmp_path / "changed.maas"
+    pack(folder, describe(folder, **changes), load_or_make_key(tmp_path / "key"), out)
+    return out
+
+
+def decoder(**fields: object) -> dict[str, object]:
+    return {"model": {"decoder": {"filename": "model.onnx", **fields}}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(decoder(filename=name) for name in ("/etc/x.onnx", "../x.onnx", "other.onnx", 3)),
+        decoder(filename="tokenizer.json"),
+        decoder(pipeline=[{"a": {"filename": "/etc/x.onnx"}}]),
+        {**decoder(), "speech": {"config_filename": "../x.json"}},
+        decoder(session_options={"custom_ops_library": "ops.so"}),
+        decoder(session_options={"config_entries": [["x", "/etc/x"]]}),
+        decoder(session_options={"optimized_model_filepath": "a/../../x"}),
+        decoder(session_options={"provider_options": [{"qnn": {"backend": "C:x.dll"}}]}),
+    ],
+)
+def test_a_configuration_that_leaves_the_bundle_is_refused(
+    folder: Path, tmp_path: Path, config: dict[str, object]
+) -> None:
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    out = repacked(folder, tmp_path)
+    for read in (lambda: verify(out, None), lambda: unpack(out, tmp_path / "out", None)):
+        with pytest.raises(BundleRefused, match=r"genai_config\.json: "):
+            read()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"{", b"\xff", b"[" * 100_000),
+        b'{"model":{"decoder":{"filename":"/x.onnx","filename":"model.onnx"}}}',
+    ],
+)
+def test_a_configuration_that_two_readers_read_differently_is_refused(
+    folder: Path, tmp_path: Path, data: bytes
+) -> None:
+    (folder / "genai_config.json").write_bytes(data)
+    with pytest.raises(BundleRefused, match=r"genai_config\.json: cannot be read"):
+        verify(repacked(folder, tmp_path), None)
+
+
+def test_options_that_stay_in_the_bundle_are_taken(folder: Path, tmp_path: Path) -> None:
+    options = {"log_id": "onnxruntime-genai", "provider_options": [{"cuda": {"x": "1"}}]}
+    config = decoder(session_options=options, inputs={"past_key_names": "/layers.%d/key"})
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert verify(repacked(folder, tmp_path), None).manifest.name == "small"
+
+
+@pytest.mark.parametrize("gone", ["model.onnx", "tokenizer.json", "genai_config.json"])
+def test_a_bundle_without_what_it_is_run_by_is_refused(folder: Path, gone: str) -> None:
+    good = describe(folder)
+    parts = tuple(part for part in good.parts if part.path != gone)
+    with pytest.raises(BundleRefused, match="a bundle to generate has no"):
+        decode(encode(with_id(msgspec.structs.replace(good, parts=parts))))
+
+
+def test_a_bundle_of_embeddings_needs_their_configuration_alone(folder: Path) -> None:
+    good = describe(folder)
+    with pytest.raises(BundleRefused, match=r"embed_config\.json"):
+        decode(encode(with_id(msgspec.structs.replace(good, task="embed"))))
+    parts = tuple(
+        msgspec.structs.replace(part, path=part.path.replace("genai_", "embed_"))
+        for part in good.parts
+    )
+    made = with_id(msgspec.structs.replace(good, task="embed", parts=parts))
+    assert decode(encode(made)) == made
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "\x1b]0;x\x07"},
+        {"name": "a\u202eb"},
+        {"name": " "},
+        {"model_id": "a\r\nX: 1"},
+        {"precision": "\x9b1m"},
+        {"tool_call_parser": "\x00"},
+        {"marks": ("\u2028",)},
+        {"ram_required_bytes": 0},
+        {"ram_required_bytes": 1 << 60},
+        {"max_model_len": -5},
+        {"max_model_len": 1 << 40},
+    ],
+)
+def test_names_that_steer_a_terminal_and_sizes_of_no_model_are_refused(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(BundleRefused, match=r"bundle\.json: "):
+        decode(encode(with_id(describe(folder, **changes))))
+
+
+@pytest.mark.parametrize(
+    ("paths", "size_bytes", "reason"),
+    [
+        (("x", "X/y"), 5, "is a part itself"),
+        (("x/y/z", "x"), 5, "is a part itself"),
+        (("x", "y"), 6, "not its size"),
+        (("\u00e9" * 150, "y"), 5, "no path of a part"),
+        (("\u202ex", "y"), 5, "no path of a part"),
+    ],
+)
+def test_parts_that_no_disk_holds_are_refused(
+    folder: Path, paths: tuple[str, str], size_bytes: int, reason: str
+) -> None:
+    good = describe(folder)
+    more = (Part(paths[0], 5, "a" * 64, "config"), Part(paths[1], size_bytes, "a" * 64, "config"))
+    with pytest.raises(BundleRefused, match=reason):
+        decode(encode(with_id(msgspec.structs.replace(good, parts=(*good.parts, *more)))))

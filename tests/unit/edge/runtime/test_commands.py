@@ -1,23 +1,32 @@
 """``maas-edge``: each command does what its name says, and speaks JSON where it is told to."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from maas.core.errors import BundleRefused
+from maas.core.errors import BundleRefused, EngineError
 from maas.edge.runtime.bench import measure_cost
 from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of
 from maas.edge.runtime.cli.main import app
 from maas.edge.runtime.cli.running import engine_options
-from tests.unit.edge.runtime.test_shelf import make_bundle
+from maas.edge.runtime.shelf.shelf import Shelf
+from maas.edge.runtime.shelf.sources import FileSource
+from tests.fakes.bundles import Made, make_bundle
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> Ed25519PrivateKey:
-    return load_or_make_key(tmp_path / "key")
+def forge(tiny: Path, tmp_path: Path) -> Callable[..., Made]:
+    """Makes bundles of the tiny model; ``key`` names another maker."""
+
+    def make(tag: str, *, key: str = "key", **changes: Any) -> Made:
+        return make_bundle(tiny, tmp_path / f"{tag}.maas", key=tmp_path / key, tag=tag, **changes)
+
+    return make
 
 
 @pytest.fixture
@@ -35,33 +44,55 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_bundles_are_pulled_listed_verified_and_gone_back_to(edge, tmp_path: Path, key) -> None:
-    one, two = (make_bundle(tmp_path, n, key=key, weights=i) for i, n in enumerate(("one", "two")))
+def test_bundles_are_pulled_listed_verified_and_gone_back_to(edge, forge) -> None:
+    one, two = forge("1").path, forge("2").path
     first = edge("pull", one)
-    assert (first["name"], first["reused_bytes"]) == ("one", 0)
+    assert (first["name"], first["reused_bytes"]) == ("tiny1", 0)
     second = edge("pull", two)
     assert 0 < second["fetched_bytes"] < first["fetched_bytes"], "only what changed"
     listed = {item["name"]: item["in_use"] for item in edge("list")["bundles"]}
-    assert listed == {"one": False, "two": True}
-    assert edge("rollback")["name"] == "one"
+    assert listed == {"tiny1": False, "tiny2": True}
+    assert edge("rollback")["name"] == "tiny1"
     verified = edge("verify")
-    assert (verified["name"], verified["is_whole"], verified["is_trusted"]) == ("one", True, True)
+    assert (verified["name"], verified["is_whole"], verified["is_trusted"]) == ("tiny1", True, True)
     assert edge("verify", two)["bundle_id"] == second["bundle_id"]
     assert edge("verify", Path(first["folder"]))["bundle_id"] == first["bundle_id"]
 
 
-def test_another_maker_is_taken_once_it_is_trusted(edge, tmp_path: Path, key) -> None:
-    edge("pull", make_bundle(tmp_path, "one", key=key, weights=1))
-    stranger = Ed25519PrivateKey.generate()
-    other = make_bundle(tmp_path, "other", key=stranger, weights=2)
+def test_another_maker_is_taken_once_it_is_trusted(edge, forge, tmp_path: Path) -> None:
+    edge("pull", forge("1").path)
+    other = forge("2", key="stranger").path
     for command in ("pull", "verify"):
         with pytest.raises(BundleRefused):
             edge(command, other)
-    edge("trust", public_key_of(stranger), prints_json=False)
-    assert edge("pull", other)["name"] == "other"
+    edge("trust", public_key_of(load_or_make_key(tmp_path / "stranger")), prints_json=False)
+    assert edge("pull", other)["name"] == "tiny2"
     folder = tmp_path / "unpacked"
-    assert "parts of other" in edge("unpack", other, folder, prints_json=False)
-    assert edge("verify", folder)["name"] == "other"
+    assert "parts of tiny2" in edge("unpack", other, folder, prints_json=False)
+    assert edge("verify", folder)["name"] == "tiny2"
+
+
+def test_bundles_that_do_not_work_leave_the_one_in_use(edge, forge) -> None:
+    edge("pull", forge("1").path)
+    for command, tag in (("pull", "{{ 1/0 }}"), ("run", "2"), ("serve", "3"), ("pull", "4")):
+        bad = forge(tag, **({} if "{" in tag else {"broken_graph": True})).path
+        with pytest.raises(EngineError, match="does not work here, and is not used: "):
+            edge(command, bad, prints_json=command != "serve")
+    assert [b["name"] for b in edge("list")["bundles"] if b["in_use"]] == ["tiny1"]
+    assert edge("run", "--prompt", "hi", "--max-tokens", "2")["num_completion_tokens"] == 2
+
+
+def test_a_bundle_that_is_run_from_its_file_is_in_use_then(edge, forge) -> None:
+    edge("pull", forge("1").path)
+    assert edge("run", forge("2").path, "--prompt", "hi", "--max-tokens", "2")["answer"]
+    assert [b["name"] for b in edge("list")["bundles"] if b["in_use"]] == ["tiny2"]
+
+
+@pytest.mark.parametrize("score", ["bad", None, 10**400, -1, [1]])
+def test_a_receipt_of_any_kind_is_listed(edge, forge, score: object) -> None:
+    made = forge("1", receipt={"score_percent": score})
+    Shelf(Path(os.environ["MAAS_EDGE_HOME"])).pull(FileSource(made.path))
+    assert "?" in edge("list", prints_json=False)
 
 
 def test_a_cost_card_has_every_figure_or_says_why_not(tiny: Path) -> None:

@@ -20,15 +20,27 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from maas.core.errors import AlreadyRunning, BundleRefused, NotFound, SourceUnreachable
+from maas.core.errors import (
+    AlreadyRunning,
+    BundleRefused,
+    EngineError,
+    NotFound,
+    SourceUnreachable,
+)
 from maas.edge.runtime.bundle.archive import hash_file, pack, read_head
 from maas.edge.runtime.bundle.manifest import Manifest, Part, encode, with_id
 from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of, sign
-from maas.edge.runtime.shelf.shelf import Shelf, verify_folder
+from maas.edge.runtime.shelf.shelf import Pulled, Shelf, verify_folder
 from maas.edge.runtime.shelf.sources import FileSource, HttpSource, _Redirects
 from tests.unit.edge.runtime.test_bundle import write_graph
 
 BIG = 3 << 20
+_PULL = """
+import os, pathlib, sys
+from maas.edge.runtime.shelf.shelf import Shelf
+from maas.edge.runtime.shelf.sources import HttpSource
+Shelf(pathlib.Path(os.environ["MAAS_EDGE_HOME"])).pull(HttpSource(sys.argv[1]))
+"""
 
 
 def make_bundle(tmp_path: Path, name: str, *, key: Ed25519PrivateKey, weights: int) -> Path:
@@ -39,7 +51,7 @@ def make_bundle(tmp_path: Path, name: str, *, key: Ed25519PrivateKey, weights: i
     (folder / "tokenizer.json").write_bytes(random.Random(0).randbytes(BIG))
     (folder / "big.bin").write_bytes(random.Random(weights).randbytes(BIG))
     roles = {"model.onnx": "model", "model.onnx.data": "weights"}
-    roles |= {"tokenizer.json": "tokenizer", "big.bin": "weights"}
+    roles |= {"tokenizer.json": "tokenizer", "genai_config.json": "config", "big.bin": "weights"}
     parts = tuple(
         Part(part, (folder / part).stat().st_size, hash_file(folder / part), role)
         for part, role in roles.items()
@@ -381,6 +393,46 @@ def test_a_folder_somebody_changed_is_refused(tmp_path, one):
         verify_folder(held.folder, None)
 
 
+@pytest.mark.parametrize("kind", ["file", "hidden", "folder", "link", "linked_part"])
+def test_a_folder_somebody_put_something_into_is_refused(tmp_path, one, kind):
+    folder = Shelf(tmp_path / "home").pull(FileSource(one)).held.folder
+    verify_folder(folder, None)
+    if kind == "folder":
+        (folder / "adapters").mkdir()
+    elif kind == "link":
+        (folder / "chat_template.jinja").symlink_to(folder / "nowhere")
+    elif kind == "linked_part":
+        (folder / "bundle.sig").rename(tmp_path / "sig")
+        (folder / "bundle.sig").symlink_to(tmp_path / "sig")
+    else:
+        name = ".x" if kind == "hidden" else "chat_template.jinja"
+        (folder / name).write_text("{{ 1 }}")
+    with pytest.raises(BundleRefused, match="not of the bundle"):
+        verify_folder(folder, None)
+
+
+def test_a_bundle_that_does_not_work_is_not_switched_to_and_introduces_no_key(tmp_path, one, two):
+    def broken(_: Pulled) -> None:
+        raise EngineError("broken")
+
+    shelf = Shelf(tmp_path / "home")
+    with pytest.raises(EngineError):
+        shelf.pull(FileSource(one), on_fetched=broken)
+    assert (shelf.current(), shelf.trusted()) == (None, set())
+    shelf.pull(FileSource(one))
+    with pytest.raises(EngineError):
+        shelf.pull(FileSource(two), on_fetched=broken)
+    assert name_of(shelf) == "one"
+    assert shelf.previous() is None
+
+
+def test_a_part_here_of_another_size_is_not_taken_for_it(tmp_path, one):
+    shelf = Shelf(tmp_path / "home")
+    part = shelf.pull(FileSource(one)).held.manifest.parts[0]
+    assert shelf._has(part)
+    assert not shelf._has(msgspec.structs.replace(part, size_bytes=part.size_bytes + 7))
+
+
 def test_pulling_again_mends_what_was_damaged(tmp_path, one):
     shelf = Shelf(tmp_path / "home")
     held = shelf.pull(FileSource(one)).held
@@ -409,7 +461,8 @@ def power_cuts(tmp_path: Path, url: str, num_kills: int) -> tuple[int, int]:
     """Kill updates at random moments; return how many were killed, and finished."""
     home = tmp_path / "home"
     environment = {**os.environ, "MAAS_EDGE_HOME": str(home)}
-    command = [sys.executable, "-m", "maas.edge.runtime.cli", "pull"]
+    # The command would also try them, and they are no models.
+    command = [sys.executable, "-c", _PULL]
     subprocess.run([*command, f"{url}/one.maas"], env=environment, check=True, capture_output=True)
     # Much of a process is Python's start: kills are spread over what comes after it.
     started = time.monotonic()
