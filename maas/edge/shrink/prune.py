@@ -148,7 +148,8 @@ def _influences(model: Any, rows: Sequence[Tensor]) -> list[float]:
     """Return how much each block turns what passes through it: 1 less the mean cosine."""
     totals = [0.0] * len(blocks_of(model))
     for batch in rows:
-        states = model(batch, output_hidden_states=True, use_cache=False).hidden_states
+        out = model(batch, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+        states = out.hidden_states
         for place in range(len(totals)):
             before, after = states[place].float(), states[place + 1].float()
             cosine = nn.functional.cosine_similarity(before, after, dim=-1)
@@ -173,9 +174,9 @@ def _drop(model: Any, gone: Sequence[int]) -> None:
 @torch.no_grad()
 def _narrow(model: Any, rows: Sequence[Tensor], width: int) -> None:
     """Keep the feed-forward neurons that say most."""
-    for block in blocks_of(model):
-        mlp = cast("Any", block).mlp
-        loudness = _loudness(model, mlp.down_proj, rows)
+    layers = [cast("Any", block).mlp for block in blocks_of(model)]
+    found = _loudness(model, [mlp.down_proj for mlp in layers], rows)
+    for mlp, loudness in zip(layers, found, strict=True):
         kept = loudness.topk(width).indices.sort().values
         for name in ("gate_proj", "up_proj"):
             _keep_outputs(getattr(mlp, name), kept)
@@ -185,20 +186,25 @@ def _narrow(model: Any, rows: Sequence[Tensor], width: int) -> None:
     model.config.intermediate_size = width
 
 
-def _loudness(model: Any, down: nn.Linear, rows: Sequence[Tensor]) -> Tensor:
-    """Return the mean strength of each neuron, times what its column carries on."""
-    total = torch.zeros(down.in_features)
+def _loudness(model: Any, linears: Sequence[nn.Linear], rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return the mean strength of each layer's inputs, times what their columns carry on."""
+    totals = [torch.zeros(linear.in_features) for linear in linears]
+    handles: list[Any] = []
+    for linear, total in zip(linears, totals, strict=True):
 
-    def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        total.add_(args[0].reshape(-1, down.in_features).float().abs().mean(0))
+        def add(_: nn.Module, args: tuple[Tensor, ...], total: Tensor = total) -> None:
+            total.add_(args[0].reshape(-1, len(total)).float().abs().mean(0))
 
-    handle = down.register_forward_pre_hook(add)
+        handles.append(linear.register_forward_pre_hook(add))
     try:
         for batch in rows:
-            model(batch, use_cache=False)
+            # For what passes through; of the logits one is enough.
+            model(batch, use_cache=False, logits_to_keep=1)
     finally:
-        handle.remove()
-    return total * down.weight.float().norm(dim=0)
+        for handle in handles:
+            handle.remove()
+    pairs = zip(linears, totals, strict=True)
+    return [total * linear.weight.float().norm(dim=0) for linear, total in pairs]
 
 
 @torch.no_grad()
@@ -206,9 +212,9 @@ def drop_heads(model: Any, rows: Sequence[Tensor], num_groups: int) -> None:
     """Keep the key-value heads whose readers say most, with those."""
     config, size = model.config, head_dim(model.config)
     per_group = config.num_attention_heads // config.num_key_value_heads
-    for block in blocks_of(model):
-        attention = cast("Any", block).self_attn
-        loudness = _loudness(model, attention.o_proj, rows)
+    layers = [cast("Any", block).self_attn for block in blocks_of(model)]
+    found = _loudness(model, [attention.o_proj for attention in layers], rows)
+    for attention, loudness in zip(layers, found, strict=True):
         by_group = loudness.view(config.num_key_value_heads, -1).sum(1)
         kept = by_group.topk(num_groups).indices.sort().values
         read = _members(kept, per_group * size)

@@ -105,9 +105,11 @@ def test_where_none_is_near_enough_the_nearest_is_taken_after_so_many_attempts(
     monkeypatch.setattr(QualityDemand, "budget", property(lambda _: 1e-9))
     tried = run(max_attempts=2)
     assert len(tried) == 2
-    nearest = min(tried, key=lambda item: item.plain()["kl_divergence"])
-    assert [item for item in tried if item.is_taken] == [nearest]
-    assert nearest.why.endswith("over 1e-09; the nearest")
+    first, second = (item.plain()["kl_divergence"] for item in tried)
+    # A later one is slower: it must be nearer by a tenth.
+    (taken,) = (item for item in tried if item.is_taken)
+    assert taken is tried[second < 0.9 * first]
+    assert taken.why.endswith("over 1e-09; the nearest for its speed")
     assert run.num_calibrated == 1
     assert run.answer()
     assert not run.out.with_name("bundle.kept").exists()
