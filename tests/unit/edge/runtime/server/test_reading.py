@@ -1,6 +1,7 @@
 """What a request costs before the engine has it: others are answered meanwhile, and it ends."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -53,6 +54,7 @@ class BrokenTemplate(ChatTemplate):
         raise LookupError("odd")
 
 
+@contextlib.asynccontextmanager
 async def device(served: Served) -> AsyncIterator[TestClient]:
     async with TestClient(TestServer(EdgeServer(Serving(served)).make_app())) as client:
         yield client
@@ -60,7 +62,7 @@ async def device(served: Served) -> AsyncIterator[TestClient]:
 
 async def test_others_are_answered_while_a_chat_is_rendered(served):
     template = SlowTemplate()
-    async for client in device(replace(served, template=template)):
+    async with device(replace(served, template=template)) as client:
         chat = asyncio.create_task(client.post(PATH, json=CHAT))
         assert await asyncio.to_thread(template.begins.wait, 10)
         assert (await client.get("/health")).status == 200
@@ -123,7 +125,7 @@ def test_loops_know_what_they_knew():
 
 
 async def test_what_nobody_thought_of_is_a_body_too(served, caplog):
-    async for client in device(replace(served, template=BrokenTemplate())):
+    async with device(replace(served, template=BrokenTemplate())) as client:
         answer = await client.post(PATH, json=CHAT)
         assert answer.status == 500
         assert (await answer.json())["error"]["code"] == "internal_error"
@@ -133,7 +135,7 @@ async def test_what_nobody_thought_of_is_a_body_too(served, caplog):
 async def test_arguments_nested_too_deep_are_refused(served):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "[" * 3000}}
     messages = [*CHAT["messages"], {"role": "assistant", "tool_calls": [call]}]
-    async for client in device(served):
+    async with device(served) as client:
         answer = await client.post(PATH, json={**CHAT, "messages": messages})
         assert answer.status == 400
         assert (await answer.json())["error"]["code"] == "malformed_body"
