@@ -122,7 +122,7 @@ class RolloutRepository:
             row = _of_project(session, project_id, rollout_id)
             if row.status in {RolloutStatus.PAUSED, RolloutStatus.HALTED}:
                 self._change(row, RolloutStatus.RUNNING)
-                row.attempt += 1
+                row.attempt = _next_attempt(session, project_id, row.bundle_id)
                 row.num_failed, row.reason = 0, None
                 row.stage_began_at = self._clock.now()
             elif row.status != RolloutStatus.RUNNING:

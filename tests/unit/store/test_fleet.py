@@ -562,6 +562,18 @@ def test_resumed_rollout_forgets_failures_and_goes_on(yard):
     assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 
 
+def test_resumed_rollout_shares_its_attempt_with_no_other_of_the_bundle(yard):
+    new, fleet = yard.bundle("new"), yard.fleet
+    first = yard.rollout(new)
+    stages = (Stage(100),)
+    second = fleet.rollouts.create(
+        yard.project_id, NewRollout("beta", new, stages, max_failure_percent=5.0, min_reports=1)
+    )
+    fleet.rollouts.pause(yard.project_id, first.id)
+    resumed = fleet.rollouts.resume(yard.project_id, first.id)
+    assert (first.attempt, second.attempt, resumed.attempt) == (1, 2, 3)
+
+
 def test_only_failures_of_this_attempt_count(yard):
     new = yard.bundle("new")
     first, late, good, bad = units = yard.devices(4)
