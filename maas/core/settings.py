@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from maas.core.errors import ConfigError
 
 ENV_PREFIX = "MAAS_"
+# Of `maas-edge`, which may be used in the same shell.
+_DEVICE_PREFIX = "MAAS_EDGE_"
 CONFIG_FILE = "maas.toml"
 _Layer = dict[str, Any]
 
@@ -221,7 +223,7 @@ class Settings(_Section):
 def _environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
     layer: dict[str, Any] = {}
     for name, value in environ.items():
-        if not name.startswith(ENV_PREFIX):
+        if not name.startswith(ENV_PREFIX) or name.startswith(_DEVICE_PREFIX):
             continue
         node = layer
         *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")

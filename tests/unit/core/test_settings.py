@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings, load_settings
+from maas.edge.runtime.cli.shared import HOME_VARIABLE
 
 
 def load(tmp_path: Path, *, toml: str = "", flags=None, **environ: str) -> Settings:
@@ -166,3 +167,8 @@ def test_every_setting_says_what_it_does(section):
     for name, field in section.model_fields.items():
         is_section = hasattr(field.annotation, "model_fields")
         assert is_section or field.description, f"{section.__name__}.{name} has no docstring"
+
+
+def test_what_a_device_reads_may_be_set_in_the_same_shell(tmp_path):
+    settings = load(tmp_path, **{HOME_VARIABLE: str(tmp_path)}, MAAS_PORT="18080")
+    assert settings.port == 18080
