@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,8 +67,9 @@ def _show(export: dict[str, Any], *, as_json: bool) -> None:
             table.add_row(name, str(export[name] or ""))
         estimate = export["estimate"]
         if "max_cost" in estimate:
-            most = f"{estimate['cost']} to {estimate['max_cost']} {estimate['currency']}"
-            table.add_row("estimate", f"{estimate['seconds']:.0f} s, {most}")
+            least, most = (f"{Decimal(estimate[name]):f}" for name in ("cost", "max_cost"))
+            cost = f"{least} to {most} {estimate['currency']}"
+            table.add_row("estimate", f"{estimate['seconds']:.0f} s, {cost}")
         table.add_row("used", f"{export['used_seconds']:.0f} s")
         if export["error"]:
             table.add_row("error", str(export["error"]["message"]))

@@ -143,6 +143,9 @@ def test_command_has_the_platform_make_it_and_downloads_it(yard: Yard, tmp_path:
     assert json.loads(ended.stdout)["status"] == "cancelled"
     seen = CliRunner().invoke(app, ["exports", "show", waiting, *there])
     assert json.loads(seen.stdout)["status"] == "cancelled"
+    read = CliRunner().invoke(app, ["exports", "show", waiting, *there[:-1]]).stdout
+    assert "cancelled" in read
+    assert "0E-" not in read, "money is written out"
 
 
 def test_download_goes_on_where_it_ended(yard: Yard, tmp_path: Path) -> None:
