@@ -188,6 +188,9 @@ def test_a_retired_device_goes_on_by_itself(fleet: Fleet) -> None:
     fleet.ensure_running()
     assert fleet.client.delete(f"/v1/devices/{fleet.device_id}").status_code == 200
     fleet.wait(
-        lambda: fleet.device.chat(messages=LONG).status_code == 401, "the cloud to be closed to it"
+        lambda: fleet.device.chat(messages=LONG).status_code == 503, "the cloud to be closed to it"
     )
+    refused = fleet.device.chat(messages=LONG)
+    assert refused.headers["x-maas-served-by"] == "device"
+    assert "key" in refused.json()["error"]["message"], refused.text
     assert fleet.device.chat().headers["x-maas-served-by"] == "device"
