@@ -37,6 +37,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
         "RAY_memory_monitor_refresh_ms": "0",
+        # Training has the lowest priority: beside busy engines its workers start in minutes.
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }
 
 

@@ -61,7 +61,8 @@ class UploadPartRow(Base):
 class JobRow(Base):
     """A fine-tuning job: what was asked for, what was wished since, how it fares.
 
-    ``attempt`` counts runners: what an earlier one writes is refused.
+    ``attempt`` counts runners: what an earlier one writes is refused. ``num_failures`` counts those
+    that ended by themselves since the job last moved, ``num_restarts`` all of them.
     """
 
     __tablename__ = "fine_tuning_jobs"
@@ -69,8 +70,16 @@ class JobRow(Base):
     # What a runner saw is no change of the control plane; status and wish are.
     __audit_ignored__: ClassVar[frozenset[str]] = frozenset(
         {
-            *("attempt", "runner_seen_at", "num_failures", "retry_at", "progress", "report"),
-            *("resolved", "estimate", "estimated_finish", "result_files", "trained_tokens"),
+            *("attempt", "runner_seen_at", "num_failures", "num_restarts", "retry_at"),
+            *(
+                "progress",
+                "report",
+                "resolved",
+                "estimate",
+                "estimated_finish",
+                "result_files",
+                "trained_tokens",
+            ),
         }
     )
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -92,6 +101,7 @@ class JobRow(Base):
     attempt: Mapped[int]
     runner_seen_at: Mapped[float | None]
     num_failures: Mapped[int]
+    num_restarts: Mapped[int]
     retry_at: Mapped[float | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

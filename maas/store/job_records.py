@@ -66,7 +66,9 @@ class Job:
     Attributes:
         wish: What its runner was asked to do.
         attempt: Number of its newest runner; 0 before the first.
-        runner_seen_at: When that runner was last heard of.
+        runner_seen_at: When that runner was last heard of; none once it said goodbye.
+        num_failures: Runners that ended without a goodbye since the job last moved.
+        num_restarts: All that did.
         report: Of the data check (``maas.finetune.data``).
         resolved: Hyperparameters with every "auto" filled in.
         estimate: Cost and seconds, before it starts.
@@ -94,6 +96,7 @@ class Job:
     attempt: int
     runner_seen_at: float | None
     num_failures: int
+    num_restarts: int
     retry_at: float | None
     started_at: float | None
     finished_at: float | None

@@ -62,6 +62,7 @@ class JobRepository:
             status=JobStatus.VALIDATING_FILES.value,
             attempt=0,
             num_failures=0,
+            num_restarts=0,
             result_files=[],
         )
         with self._database.write(bump_revision=False) as session:
@@ -328,11 +329,14 @@ class JobRepository:
         """Count a runner that ended without an outcome; the next one begins later.
 
         Raises:
-            Superseded: The job is not that runner's any more.
+            Superseded: The job is not that runner's any more, or it said goodbye meanwhile.
         """
         with self._database.write(bump_revision=False) as session:
             row = _of_attempt(session, job_id, attempt)
+            if row.runner_seen_at is None:
+                raise Superseded(f"attempt {attempt} at job {job_id} left as it should")
             row.num_failures += 1
+            row.num_restarts += 1
             row.retry_at = retry_at
             row.runner_seen_at = None
             message = f"The trainer ended: {reason}; going on from the last checkpoint"

@@ -119,7 +119,7 @@ def test_job_tells_what_it_did(journey):
     assert metrics[0].startswith("step,train_loss")
     assert len(metrics) == num_steps + 1
     assert job.trained_tokens == job.maas["estimate"]["trained_tokens"]
-    assert job.maas["num_restarts"] == 1
+    assert job.maas["num_restarts"] == 1, messages
 
 
 def test_checkpoint_answers_under_its_own_name(journey):

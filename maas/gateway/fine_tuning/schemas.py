@@ -142,7 +142,7 @@ def shown(job: Job, organization_id: str, receipt: Mapping[str, Any] | None = No
             "estimate": job.estimate,
             "progress": job.progress,
             "pausing": job.wish == "pause",
-            "num_restarts": max(job.attempt - 2, 0),
+            "num_restarts": job.num_restarts,
             "receipt": None if receipt is None else dict(receipt),
         },
     )

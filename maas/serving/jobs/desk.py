@@ -33,7 +33,7 @@ class JobDesk:
         self._on_lost = on_lost
         self._later = JobChange()
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="job-heartbeat", daemon=True)
 
@@ -66,7 +66,7 @@ class JobDesk:
             )
 
     def write(self, change: JobChange) -> Job:
-        """Write now, after all that was told before.
+        """Write now, after all that was told before. A goodbye is the last that is written.
 
         Raises:
             Superseded: The job is not this runner's any more.
@@ -86,12 +86,18 @@ class JobDesk:
                 # Told again with what comes next.
                 self.later(*before.tellings, progress=dict(before.progress or {}) or None)
                 raise
+            if change.is_released:
+                # A heartbeat after the goodbye would make it look as if it had died.
+                self._closed.set()
             return self.job
 
     def _beat(self) -> None:
         while not self._closed.wait(INTERVAL_S):
             try:
-                self.write(JobChange())
+                with self._writing:
+                    # It may have waited for the goodbye.
+                    if not self._closed.is_set():
+                        self.write(JobChange())
             except Superseded as error:
                 log.warning("%s", error.message)
                 self._closed.set()

@@ -65,6 +65,23 @@ def test_older_runner_writes_nothing_more(jobs, running):
     assert jobs.write(running.id, newer.attempt).trained_tokens is None
 
 
+def test_runner_that_said_goodbye_did_not_fail(jobs, running):
+    jobs.write(running.id, running.attempt, JobChange(status=JobStatus.QUEUED, is_released=True))
+    with pytest.raises(Superseded):
+        jobs.failed_once(running.id, running.attempt, retry_at=9.0, reason="gone")
+    after = jobs.find(running.id)
+    assert (after.num_failures, after.num_restarts, after.retry_at) == (0, 0, None)
+
+
+def test_restarts_are_counted_after_the_job_has_moved_too(jobs, running):
+    for attempt in (running.attempt, running.attempt + 1):
+        jobs.failed_once(running.id, attempt, retry_at=0.0, reason="gone")
+        taken = jobs.take(running.id, seen_attempt=attempt)
+        jobs.write(running.id, taken.attempt, JobChange(progress={"step": attempt}))
+    after = jobs.find(running.id)
+    assert (after.num_failures, after.num_restarts) == (0, 2)
+
+
 def test_two_that_take_a_job_at_once_are_one_runner(jobs, running):
     jobs.take(running.id, seen_attempt=running.attempt)
     with pytest.raises(Superseded):
@@ -213,8 +230,10 @@ class JobMachine(RuleBasedStateMachine):
         try:
             after = self.jobs.failed_once(self.job.id, attempt, retry_at=1.0, reason="x")
         except Superseded:
-            assert attempt != before.attempt or before.is_over
+            is_newest = attempt == before.attempt and not before.is_over
+            assert not is_newest or before.runner_seen_at is None
             return
+        assert after.num_restarts == before.num_restarts + 1
         assert after.runner_seen_at is None
         assert (after.status is JobStatus.PAUSED) == (
             before.wish is JobWish.PAUSE or before.status is JobStatus.PAUSED
