@@ -7,8 +7,11 @@ PYTHON3 ?= python3
 ACCELERATOR ?=
 ARGS ?=
 BIN := .venv/bin
+# What is selected by ARGS may lie in the other half.
+OR_NONE := $(if $(ARGS),|| [ $$? -eq 5 ])
 
-.PHONY: help install up test check test-slow bench-gateway bench-serving bench-edge clean
+.NOTPARALLEL:
+.PHONY: help install up test test-units test-platform check test-slow bench-gateway bench-serving bench-edge clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
@@ -19,9 +22,16 @@ install: ## Make .venv ready (at once where nothing changed)
 up: install ## Run everything in the foreground; Ctrl-C stops all of it
 	@exec $(BIN)/maas up $(ARGS)
 
-test: check ## Format, lint, types, layers and all tests this machine can run
-	@echo "== tests (pytest)"
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: check test-units test-platform ## Format, lint, types, layers and all tests this machine can run
+
+test-units: install ## The tests of the parts and of the API, several at a time
+	@echo "== tests of the parts and of the API (pytest)"
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile \
+		tests/unit tests/api $(ARGS) $(OR_NONE)
+
+test-platform: install ## The tests on real engines: one at a time, as each takes the whole machine
+	@echo "== tests on real engines (pytest)"
+	@$(BIN)/python -m pytest -m "not slow" tests/e2e tests/chaos tests/contract $(ARGS) $(OR_NONE)
 
 check: install ## The gates without the tests
 	@echo "== format (ruff format)"
