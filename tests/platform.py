@@ -18,6 +18,10 @@ import psutil
 from httpx import Client
 from openai import OpenAI
 
+from maas.bootstrap import Store, open_store
+from maas.cli.status import read_status
+from maas.core.settings import load_settings
+
 MODEL = "smollm2-135m-instruct"
 START_TIMEOUT_S = 240
 
@@ -37,6 +41,7 @@ class Platform:
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     clients: list[OpenAI] = field(default_factory=list)
+    store: Store | None = None
 
     @property
     def url(self) -> str:
@@ -111,7 +116,11 @@ class Platform:
         )
 
     def status(self) -> dict[str, Any]:
-        return self.cli("status")
+        """Return what ``maas status --json`` prints, without a process: waits ask often."""
+        settings = load_settings(environ=self.environment)
+        if self.store is None:
+            self.store = open_store(settings)
+        return json.loads(json.dumps(read_status(settings, self.store), default=str))
 
     def replicas(self, model: str = MODEL) -> list[dict[str, Any]]:
         deployments = self.status()["deployments"]
@@ -187,6 +196,8 @@ def running_platform(home: Path, **settings: str) -> Iterator[Platform]:
     finally:
         for client in platform.clients:
             client.close()
+        if platform.store is not None:
+            platform.store.database.close()
         try:
             platform.stop()
         finally:
