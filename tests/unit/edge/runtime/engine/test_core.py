@@ -353,7 +353,7 @@ def test_the_answer_is_the_same_at_any_pace(make):
 
 
 def test_closing_ends_a_pause_at_once_and_a_new_request_does_not(make, monkeypatch):
-    monkeypatch.setattr(core, "pause_s", lambda _step_s, _share: 600.0)
+    monkeypatch.setattr(core, "pause_s", lambda _step_s, _share: 30.0)
     engine = make(pace=at(0.25))
     first = Asked(engine, prompt(1), GREEDY)
     first.outputs.get(timeout=30)
