@@ -76,6 +76,20 @@ class EnergyReport(Struct):
     note: Text | None = None
 
 
+class PaceReport(Struct):
+    """How much of the time a device computes, where there is work.
+
+    Attributes:
+        share: 1: it never pauses.
+        reason: In a word.
+        temperature_c: Of its part that is nearest to too hot, in °C.
+    """
+
+    share: Annotated[float, Meta(ge=0, le=1)] | None = None
+    reason: Word | None = None
+    temperature_c: Annotated[float, Meta(ge=-300, le=1000)] | None = None
+
+
 class CounterReport(Struct):
     """What a device did since it started."""
 
@@ -110,6 +124,7 @@ class HeartbeatRequest(Struct):
     memory: MemoryReport = msgspec.field(default_factory=MemoryReport)
     speed: SpeedReport = msgspec.field(default_factory=SpeedReport)
     energy: EnergyReport = msgspec.field(default_factory=EnergyReport)
+    pace: PaceReport = msgspec.field(default_factory=PaceReport)
     counters: CounterReport = msgspec.field(default_factory=CounterReport)
     errors: Annotated[list[ErrorReport], Meta(max_length=20)] = []
 

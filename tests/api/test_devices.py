@@ -102,6 +102,7 @@ def test_device_lives_from_its_code_to_its_end(yard: Yard) -> None:
     assert seen["is_online"]
     assert seen["reported"]["bundle_id"] == seen["desired_bundle_id"] == bundle_id
     assert seen["reported"]["memory"]["rss_bytes"] == 2**28
+    assert seen["reported"]["pace"] == {"share": 1.0, "reason": "cool", "temperature_c": 48.5}
     events = yard.get(f"/{device['id']}/events")["data"]
     assert [event["type"] for event in events] == ["update_succeeded", "enrolled"]
     assert yard.client.delete(f"/v1/devices/{device['id']}").json()["deleted"] is True
@@ -365,6 +366,7 @@ def test_rollout_that_fails_everywhere_never_completes(yard: Yard) -> None:
         b'{"agent_version": "\\ud800", "started_at": 0, "state": "ok"}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "speed": {"load_s": 1e300}}',
         b'{"agent_version": "1", "started_at": 0, "state": "ok", "counters": {"queued": -1}}',
+        b'{"agent_version": "1", "started_at": 0, "state": "ok", "pace": {"share": 1.1}}',
         json.dumps(heartbeat_of(agent_version="x" * 129)).encode(),
         json.dumps(heartbeat_of(errors=[{"at": 1, "code": "c", "message": "m"}] * 21)).encode(),
         json.dumps(

@@ -51,7 +51,7 @@ class Device:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "maas.edge.runtime.cli", "agent", "--port", "0"),
-                    *("--threads", "1", "--cool", *arguments),
+                    *("--threads", "1", "--cool", "--pace", "full", *arguments),
                 ],
                 env=self.environment,
                 stdout=log,

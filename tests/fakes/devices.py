@@ -53,6 +53,7 @@ def heartbeat_of(**fields: Any) -> dict[str, Any]:
             "is_charging": False,
             "note": "no counter",
         },
+        "pace": {"share": 1.0, "reason": "cool", "temperature_c": 48.5},
         "counters": {
             "requests_total": 1,
             "completion_tokens_total": 7,

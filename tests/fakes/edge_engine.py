@@ -14,6 +14,7 @@ from maas.edge.runtime.engine.contract import (
     Output,
     SamplingParams,
 )
+from maas.edge.runtime.engine.pace import Pace
 
 
 @dataclass
@@ -21,12 +22,13 @@ class FakeEdgeEngine:
     """Answers ``a`` so often as it may.
 
     ``fails``: ``first`` fails before a token, ``later`` after one, ``never`` not; ``holds`` keeps
-    answers open until the engine is closed.
+    answers open until the engine is closed. ``pace`` is what it says of its machine.
     """
 
     fails: str = "never"
     holds: bool = False
     info: ModelInfo = field(default_factory=lambda: ModelInfo(64, 288, frozenset({257})))
+    pace: Pace = field(default_factory=Pace)
     num_asked: int = 0
     is_closed: bool = False
     open: list[OnOutput] = field(default_factory=list)
@@ -71,7 +73,7 @@ class FakeEdgeEngine:
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 0, 0.0)
+        return EngineStats(0, 0, 0, 0.0, self.pace)
 
     def close(self) -> None:
         self.is_closed = True

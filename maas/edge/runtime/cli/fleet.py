@@ -12,7 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from maas.core.errors import NotFound
-from maas.edge.runtime.cli.running import AllowOrigin, Cool, Threads, engine_options
+from maas.edge.runtime.cli.flags import (
+    DEFAULTS,
+    AllowOrigin,
+    Cool,
+    Host,
+    KvCacheMb,
+    MaxModelLen,
+    MaxNumSeqs,
+    Pace,
+    PaceMode,
+    Port,
+    ServedModelName,
+    Threads,
+    engine_options,
+)
 from maas.edge.runtime.cli.shared import JsonFlag, emit, open_shelf, warn
 from maas.edge.runtime.fleet.agent import AgentSettings, one_agent, run_agent
 from maas.edge.runtime.fleet.gateway import enrol_device
@@ -94,16 +108,15 @@ def leave() -> None:
 
 
 def agent(  # noqa: PLR0913 - one a flag
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8081,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="Name on the wire; default: each bundle's model.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8081,
+    served_model_name: ServedModelName = None,
     threads: Threads = 0,
     cool: Cool = False,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    max_model_len: Annotated[int, typer.Option(min=0, help="0: the model's own.")] = 0,
-    kv_cache_mb: Annotated[int, typer.Option(min=1)] = 1024,
+    pace: Pace = PaceMode.AUTO,
+    max_num_seqs: MaxNumSeqs = DEFAULTS.max_num_seqs,
+    max_model_len: MaxModelLen = DEFAULTS.max_model_len,
+    kv_cache_mb: KvCacheMb = DEFAULTS.kv_cache_bytes >> 20,
     no_cloud: Annotated[
         bool, typer.Option("--no-cloud", help="Answer here or not at all.")
     ] = False,
@@ -116,6 +129,7 @@ def agent(  # noqa: PLR0913 - one a flag
     options = engine_options(
         threads,
         cool=cool,
+        pace=pace,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_mb << 20,

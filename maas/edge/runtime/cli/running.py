@@ -14,28 +14,31 @@ from rich.table import Table
 
 from maas.core.errors import EngineError, MaasError, NotFound
 from maas.edge.runtime.bundle.manifest import Adapter, Manifest
+from maas.edge.runtime.cli.flags import (
+    DEFAULTS,
+    AllowOrigin,
+    Cool,
+    Host,
+    KvCacheMb,
+    MaxModelLen,
+    MaxNumSeqs,
+    Pace,
+    PaceMode,
+    Port,
+    ServedModelName,
+    Threads,
+    engine_options,
+)
 from maas.edge.runtime.cli.shared import JsonFlag, check_positive, emit, locate, warn
 from maas.edge.runtime.engine.contract import Output, SamplingParams
-from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.guard import Guard, allowed_origins
 from maas.edge.runtime.server.serve import Address, open_served, serve
 from maas.edge.runtime.server.served import Served
 from maas.edge.runtime.server.text import TextStream
 from maas.edge.runtime.shelf.shelf import Held
 
-_DEFAULTS = EngineOptions()
 _Source = Annotated[
     str | None, typer.Argument(help="Bundle file or unpacked folder; none: the one in use.")
-]
-Threads = Annotated[int, typer.Option(help="Threads that compute; 0: all processors.")]
-Cool = Annotated[
-    bool,
-    typer.Option("--cool", help="Half the processors, sleeping between steps: saves the battery."),
-]
-
-AllowOrigin = Annotated[
-    list[str] | None,
-    typer.Option(help="A web page's origin that may ask, like http://localhost:3000; repeatable."),
 ]
 
 
@@ -101,12 +104,13 @@ def run(  # noqa: PLR0913 - one a flag
     adapter: Annotated[str | None, typer.Option(help="Answer with this adapter.")] = None,
     threads: Threads = 0,
     cool: Cool = False,
+    pace: Pace = PaceMode.AUTO,
     as_json: JsonFlag = False,
 ) -> None:
     """Chat with a bundle in the terminal, or answer one prompt."""
     held = locate(source)
     adapters = _chosen(held.manifest, adapter)
-    options = engine_options(threads, cool=cool)
+    options = engine_options(threads, cool=cool, pace=pace)
     served = open_served(held.folder, held.manifest.name, options, adapters)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     conversation = Conversation(served, params, [], adapter)
@@ -124,16 +128,15 @@ def run(  # noqa: PLR0913 - one a flag
 
 def serve_bundle(  # noqa: PLR0913 - one a flag
     source: _Source = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8081,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="Name on the wire; default: the bundle's model.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8081,
+    served_model_name: ServedModelName = None,
     threads: Threads = 0,
     cool: Cool = False,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
-    max_model_len: Annotated[int, typer.Option(min=0, help="0: the model's own.")] = 0,
-    kv_cache_mb: Annotated[int, typer.Option(min=1)] = _DEFAULTS.kv_cache_bytes >> 20,
+    pace: Pace = PaceMode.AUTO,
+    max_num_seqs: MaxNumSeqs = DEFAULTS.max_num_seqs,
+    max_model_len: MaxModelLen = DEFAULTS.max_model_len,
+    kv_cache_mb: KvCacheMb = DEFAULTS.kv_cache_bytes >> 20,
     allow_origin: AllowOrigin = None,
 ) -> None:
     """Serve OpenAI's API on this device until Ctrl-C."""
@@ -142,6 +145,7 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     options = engine_options(
         threads,
         cool=cool,
+        pace=pace,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_mb << 20,
@@ -194,16 +198,6 @@ def _chosen(manifest: Manifest, name: str | None) -> tuple[Adapter, ...]:
         known = ", ".join(adapter.name for adapter in manifest.adapters) or "none"
         raise NotFound(f"--adapter {name}: {manifest.name} has {known}")
     return found
-
-
-def engine_options(threads: int, *, cool: bool, **sizes: int) -> EngineOptions:
-    """Return the engine's options as the command line has them."""
-    check_positive(threads, flag="--threads")
-    wanted = replace(_DEFAULTS, num_threads=threads, **sizes)
-    if not cool:
-        return wanted
-    half = max(1, _DEFAULTS.threads // 2)
-    return replace(wanted, num_threads=threads or half, enable_spinning=False)
 
 
 def _within(params: SamplingParams, room: int) -> SamplingParams:

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from maas.edge.runtime.engine.pace import Pace
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -87,12 +89,18 @@ class Output:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How busy it is; ``num_tokens_total`` counts prompt and answer tokens since the start."""
+    """How busy it is.
+
+    Attributes:
+        num_tokens_total: Prompt and answer tokens since the start.
+        pace: How much of the time it computes, where there is work.
+    """
 
     num_running: int
     num_waiting: int
     num_tokens_total: int
     kv_cache_usage: float
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """The engine: a thread that computes, a queue in front of it.
 
 Each turn of the thread takes what was asked since, lets requests in while there is room, computes
-a part of one prompt and one step of all that decode. A request that outgrows the memory for keys
-and values goes back to the queue with what it has so far, the youngest first; nothing of its
-answer is lost or told twice.
+a part of one prompt and one step of all that decode, and pauses if its machine is to be spared. A
+request that outgrows the memory for keys and values goes back to the queue with what it has so far,
+the youngest first; nothing of its answer is lost or told twice.
 """
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence as Tokens
 from pathlib import Path
@@ -30,6 +31,7 @@ from maas.edge.runtime.engine.grammars import GrammarCompiler
 from maas.edge.runtime.engine.lanes import Lane
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pace import pause_s
 from maas.edge.runtime.engine.prefixes import PrefixCache
 from maas.edge.runtime.engine.sampling import Chooser
 from maas.edge.runtime.engine.sequences import Sequence
@@ -180,6 +182,7 @@ class OnnxEngine:
                 num_waiting=len(self._waiting),
                 num_tokens_total=self._num_tokens_total,
                 kv_cache_usage=self._num_held() / self._max_tokens,
+                pace=self._options.pace(),
             )
 
     def close(self) -> None:
@@ -219,11 +222,13 @@ class OnnxEngine:
 
     def _run(self) -> None:
         while self._wait():
+            started = time.perf_counter()
             try:
                 self._turn()
             except Exception as error:
                 log.exception("a step failed")
                 self._fail(f"the engine failed: {error}")
+            self._pause(time.perf_counter() - started)
         with self._changed:
             ended = [*self._waiting, *(s for lane in self._lanes.values() for s in lane.sequences)]
             self._waiting.clear()
@@ -241,6 +246,13 @@ class OnnxEngine:
             self._drop_adapters()
             self._admit()
             return True
+
+    def _pause(self, step_s: float) -> None:
+        """Let the machine cool after a step; closing ends it, new requests do not."""
+        share = self._options.pace().share
+        if share < 1.0:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, pause_s(step_s, share))
 
     def _has_work(self) -> bool:
         busy = any(lane.sequences for lane in self._lanes.values())

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Sequence as Tokens
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from maas.core.errors import (
 from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, SamplingParams
 from maas.edge.runtime.engine.model import open_session
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pace import pause_s
 
 CONFIG = "embed_config.json"
 _MAX_BATCH = 16
@@ -35,10 +37,11 @@ class EmbedEngine:
 
     Args:
         folder: The unpacked bundle.
-        options: Threads.
+        options: Threads and pace.
     """
 
     def __init__(self, folder: Path, options: EngineOptions) -> None:
+        self._pace = options.pace
         try:
             config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             self._pooling = str(config["pooling"])
@@ -52,6 +55,8 @@ class EmbedEngine:
         self._lock = threading.Lock()
         self._num_tokens = 0
         self._num_running = 0
+        self._pauses_until = 0.0
+        self._is_closed = threading.Event()
 
     def submit(
         self,
@@ -98,11 +103,13 @@ class EmbedEngine:
         for start in range(0, len(order), _MAX_BATCH):
             part = order[start : start + _MAX_BATCH]
             with self._lock:
+                started = self._wait()
                 self._num_running = len(part)
                 for index, vector in zip(part, self._run([prompts[i] for i in part]), strict=True):
                     vectors[index] = vector
                 self._num_running = 0
                 self._num_tokens += sum(len(prompts[i]) for i in part)
+                self._pause_after(time.perf_counter() - started)
         return np.stack(vectors)
 
     def load_adapter(self, name: str, folder: Path) -> None:  # noqa: ARG002 - the contract's
@@ -119,10 +126,25 @@ class EmbedEngine:
     @property
     def stats(self) -> EngineStats:
         """How busy it is now."""
-        return EngineStats(self._num_running, 0, self._num_tokens, 0.0)
+        return EngineStats(self._num_running, 0, self._num_tokens, 0.0, self._pace())
 
     def close(self) -> None:
-        """Do nothing: no thread runs."""
+        """Pause no more; no thread runs."""
+        self._is_closed.set()
+
+    def _wait(self) -> float:
+        """Wait until the pause is over; return when that was."""
+        now = time.perf_counter()
+        if now >= self._pauses_until:
+            return now
+        self._is_closed.wait(self._pauses_until - now)
+        return time.perf_counter()
+
+    def _pause_after(self, step_s: float) -> None:
+        """Have the next batch wait, not the answers that are there."""
+        share = self._pace().share
+        if share < 1.0:
+            self._pauses_until = time.perf_counter() + pause_s(step_s, share)
 
     def _run(self, prompts: Tokens[Tokens[int]]) -> NDArray[np.float32]:
         length = max(map(len, prompts))

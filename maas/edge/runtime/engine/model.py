@@ -120,6 +120,9 @@ def open_session(path: Path, options: EngineOptions) -> ort.InferenceSession:
     session.log_severity_level = 3
     spinning = "1" if options.enable_spinning else "0"
     session.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    if options.may_pause:
+        # They would spin on for some 35 ms after each run: through most pauses between steps.
+        session.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(str(path), session, providers=["CPUExecutionProvider"])
     except Exception as error:

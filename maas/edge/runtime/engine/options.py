@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from maas.edge.runtime.engine.pace import PaceReader, at_full_pace
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -17,6 +19,7 @@ class EngineOptions:
         prefix_cache_bytes: Memory for those kept of requests that ended; 0 keeps none.
         max_draft_tokens: Tokens guessed from the text itself, checked in one step; 0 guesses none.
         enable_spinning: Threads wait for work without sleeping: a little faster, and warm.
+        pace: Asked after each step how much of the time to compute; must not block.
     """
 
     num_threads: int = 0
@@ -27,8 +30,14 @@ class EngineOptions:
     prefix_cache_bytes: int = 256 << 20
     max_draft_tokens: int = 4
     enable_spinning: bool = True
+    pace: PaceReader = at_full_pace
 
     @property
     def threads(self) -> int:
         """Threads that compute."""
         return self.num_threads or len(os.sched_getaffinity(0))
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether there can be pauses between steps."""
+        return self.pace is not at_full_pace

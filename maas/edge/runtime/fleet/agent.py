@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from maas.core.errors import AlreadyRunning, ConfigError
+from maas.edge.runtime.battery import BatteryReader, read_battery
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.fleet.gateway import Gateway
 from maas.edge.runtime.fleet.heartbeats import Heartbeats
@@ -20,7 +21,7 @@ from maas.edge.runtime.fleet.reports import Reporter
 from maas.edge.runtime.fleet.seat import Loader, Seat, bring_up
 from maas.edge.runtime.fleet.sender import Sender
 from maas.edge.runtime.fleet.state import StateFile
-from maas.edge.runtime.fleet.telemetry import BatteryGauge, BatteryReader, read_battery
+from maas.edge.runtime.fleet.telemetry import BatteryGauge
 from maas.edge.runtime.fleet.updates import Updater
 from maas.edge.runtime.fleet.wire import HeartbeatAnswer
 from maas.edge.runtime.server.app import EdgeServer

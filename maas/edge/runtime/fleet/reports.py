@@ -17,7 +17,13 @@ from maas.edge.runtime.fleet.updates import Updater
 from maas.edge.runtime.fleet.wire import DeviceState
 from maas.edge.runtime.server.counters import Counters
 from maas.edge.runtime.server.offline import OfflineQueue
-from maas.protocol.devices import CounterReport, HeartbeatRequest, MachineReport, SpeedReport
+from maas.protocol.devices import (
+    CounterReport,
+    HeartbeatRequest,
+    MachineReport,
+    PaceReport,
+    SpeedReport,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Reporter:
             memory=read_memory(),
             speed=self._speed(),
             energy=self.energy.read(counters.num_completion_tokens, self.battery()),
+            pace=self._pace(),
             counters=CounterReport(
                 requests_total=counters.num_requests,
                 completion_tokens_total=counters.num_completion_tokens,
@@ -71,6 +78,10 @@ class Reporter:
         tried = self.store.state.speed
         lately = self.counters.decode_tok_s
         return SpeedReport(tried.load_s, tried.prefill_tok_s, lately or tried.decode_tok_s)
+
+    def _pace(self) -> PaceReport:
+        pace = self.seat.loader.options.pace()
+        return PaceReport(pace.share, pace.reason, pace.temperature_c)
 
     def _previous(self) -> str | None:
         try:

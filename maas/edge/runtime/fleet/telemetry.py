@@ -4,49 +4,17 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
+from maas.edge.runtime.battery import Battery, BatteryReader
 from maas.edge.runtime.bench import processor_name
 from maas.edge.runtime.energy import EnergyMeter
 from maas.edge.runtime.fleet.wire import cut
-from maas.edge.runtime.server.decision import Battery
 from maas.protocol.devices import EnergyReport, MachineReport, MemoryReport
 
-_SUPPLIES = Path("/sys/class/power_supply")
 _MAX_AGE_S = 10.0
 _MAX_NAME = 128
-BatteryReader = Callable[[], Battery | None]
-
-
-def read_battery(root: Path = _SUPPLIES) -> Battery | None:
-    """Return how full the battery is; none on machines without one.
-
-    Source: Documentation/ABI/testing/sysfs-class-power in the Linux kernel; psutil elsewhere.
-    """
-    if not root.is_dir():
-        return _psutil_battery()
-    for supply in sorted(root.iterdir()):
-        try:
-            # A mouse's battery is not the device's.
-            scope = supply / "scope"
-            is_own = not scope.exists() or scope.read_text().strip() == "System"
-            if (supply / "type").read_text().strip() != "Battery" or not is_own:
-                continue
-            percent = float((supply / "capacity").read_text())
-            status = (supply / "status").read_text().strip()
-        except (OSError, ValueError):
-            continue
-        known = {"Charging": True, "Full": True, "Not charging": True, "Discharging": False}
-        return Battery(min(max(percent, 0.0), 100.0), known.get(status))
-    return None
-
-
-def _psutil_battery() -> Battery | None:
-    read = getattr(psutil, "sensors_battery", lambda: None)
-    found = read()
-    return None if found is None else Battery(float(found.percent), found.power_plugged)
 
 
 class BatteryGauge:

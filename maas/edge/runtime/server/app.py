@@ -77,8 +77,8 @@ class EdgeServer:
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
-        with self._serving.use():
-            return web.Response()
+        with self._serving.use() as served:
+            return _json({"pace": served.engine.stats.pace})
 
     async def _models(self, _: web.Request) -> web.Response:
         served = self._serving.current
@@ -97,6 +97,7 @@ class EdgeServer:
             "maas_edge_kv_cache_usage": stats.kv_cache_usage,
             "maas_edge_tokens_total": stats.num_tokens_total,
             "maas_edge_fallbacks_total": counters.num_fallbacks,
+            "maas_edge_pace_share": stats.pace.share,
         }
         return web.Response(text="".join(f"{name} {value}\n" for name, value in values.items()))
 

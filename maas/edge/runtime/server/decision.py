@@ -5,21 +5,9 @@ from enum import StrEnum
 from typing import Literal
 
 from maas.core.errors import CapabilityMissing, EngineError, MaasError, PromptTooLong, Unavailable
+from maas.edge.runtime.battery import Battery
 
 Mode = Literal["auto", "never", "always"]
-
-
-@dataclass(frozen=True)
-class Battery:
-    """How full it is.
-
-    Attributes:
-        percent: 0 to 100.
-        is_charging: Or on the mains; none where the machine does not say.
-    """
-
-    percent: float
-    is_charging: bool | None
 
 
 class Reason(StrEnum):

@@ -20,9 +20,10 @@ from maas.core.errors import (
     MalformedBody,
     Unavailable,
 )
+from maas.edge.runtime.battery import Battery
 from maas.edge.runtime.server.cloud import ROUTES, Cloud
 from maas.edge.runtime.server.counters import Counters
-from maas.edge.runtime.server.decision import Battery, Facts, Mode, Reason, decide, failure_of
+from maas.edge.runtime.server.decision import Facts, Mode, Reason, decide, failure_of
 from maas.edge.runtime.server.errors import Handler
 from maas.edge.runtime.server.offline import OfflineQueue
 from maas.edge.runtime.server.served import Serving

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from maas.core.errors import CapabilityMissing, InvalidRequest, PromptTooLong
 from maas.edge.export.encoder import EmbeddingReceipt, make_encoder
 from maas.edge.export.finish import put_beside
 from maas.edge.export.spec import ExportSpec, QualityDemand
+from maas.edge.runtime.engine import embed
 from maas.edge.runtime.engine.contract import SamplingParams
 from maas.edge.runtime.engine.embed import EmbedEngine
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pace import Pace
 from tests.unit.edge.conftest import VOCAB_SIZE, write_tiny_tokenizer
 
 # torch's exporter uses what torch itself deprecates, and says what it makes of names.
@@ -96,6 +99,29 @@ def test_what_it_cannot_do_is_refused(made) -> None:
         engine.embed([[]])
     with pytest.raises(CapabilityMissing, match="makes embeddings"):
         engine.submit([1], SamplingParams(1), lambda _: None)
+
+
+def test_a_hot_machine_pauses_between_batches_until_it_is_closed(made, monkeypatch) -> None:
+    pauses: list[tuple[float, float]] = []
+
+    def pause_s(step_s: float, share: float) -> float:
+        pauses.append((step_s, share))
+        return 0.4 if len(pauses) == 1 else 30.0
+
+    monkeypatch.setattr(embed, "pause_s", pause_s)
+    options = EngineOptions(num_threads=1, pace=lambda: Pace(0.25, "hot"))
+    engine = EmbedEngine(made[1], options)
+    started = time.monotonic()
+    # A batch takes 16.
+    engine.embed([[5]] * 17)
+    assert 0.4 <= time.monotonic() - started < 20
+    assert [share for _, share in pauses] == [0.25, 0.25]
+    assert all(0 < step_s < 20 for step_s, _ in pauses)
+    engine.close()
+    started = time.monotonic()
+    engine.embed([[5]])
+    assert time.monotonic() - started < 20
+    assert engine.stats.pace.reason == "hot"
 
 
 @pytest.fixture(scope="module")

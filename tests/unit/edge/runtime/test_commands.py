@@ -12,8 +12,12 @@ from typer.testing import CliRunner
 from maas.core.errors import BundleRefused, EngineError
 from maas.edge.runtime.bench import measure_cost
 from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of
+from maas.edge.runtime.cli import fleet, running
+from maas.edge.runtime.cli.flags import PaceMode, engine_options
 from maas.edge.runtime.cli.main import app
-from maas.edge.runtime.cli.running import engine_options
+from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pace import at_full_pace
+from maas.edge.runtime.pacer import MachinePace
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import FileSource
 from tests.fakes.bundles import Made, make_bundle
@@ -113,3 +117,34 @@ def test_cool_takes_half_the_processors_and_lets_them_sleep() -> None:
     assert cool.threads == max(1, warm.threads // 2)
     assert (warm.enable_spinning, cool.enable_spinning) == (True, False)
     assert engine_options(3, cool=True).threads == 3
+
+
+@pytest.mark.parametrize("cool", [False, True])
+def test_a_device_spares_its_machine_unless_it_is_told_not_to(cool: bool) -> None:
+    for mode, may_pause in (("auto", True), ("full", False)):
+        options = engine_options(1, cool=cool, pace=PaceMode(mode))
+        assert options.may_pause == may_pause
+        assert isinstance(options.pace, MachinePace) == may_pause
+    assert engine_options(1, cool=cool).may_pause
+    assert EngineOptions().pace is at_full_pace
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "agent"])
+def test_each_command_hands_its_pace_to_the_engine(
+    edge, forge, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    edge("pull", forge("1").path)
+    made: list[EngineOptions] = []
+
+    def stop(*_: object, **given: object) -> EngineOptions:
+        made.append(engine_options(1, cool=False, pace=given["pace"]))
+        raise EngineError("far enough")
+
+    for module in (running, fleet):
+        monkeypatch.setattr(module, "engine_options", stop)
+    for flags in ([], ["--pace", "auto"], ["--pace", "full"]):
+        with pytest.raises(EngineError, match="far enough"):
+            edge(command, *flags, prints_json=False)
+    assert [options.may_pause for options in made] == [True, True, False]
+    refused = CliRunner().invoke(app, [command, "--pace", "slow"])
+    assert refused.exit_code == 2

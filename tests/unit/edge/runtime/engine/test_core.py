@@ -17,10 +17,12 @@ from maas.core.errors import (
     LimitExceeded,
     NotFound,
 )
+from maas.edge.runtime.engine import core
 from maas.edge.runtime.engine.contract import Output, SamplingParams
 from maas.edge.runtime.engine.core import OnnxEngine
 from maas.edge.runtime.engine.grammars import Grammar
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pace import Pace, PaceReader
 
 GREEDY = SamplingParams(24, temperature=0.0, ignore_eos=True)
 
@@ -293,3 +295,84 @@ def test_closing_ends_what_runs(make):
         one.wait()
         assert one.last is not None
         assert one.last.finish_reason == "cancelled"
+
+
+def at(share: float) -> PaceReader:
+    return lambda: Pace(share, "hot", 80.0)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """What the engine asks to pause for: the seconds of its steps, and its share."""
+    asked: list[tuple[float, float]] = []
+
+    def pause_s(step_s: float, share: float) -> float:
+        asked.append((step_s, share))
+        return 0.0
+
+    monkeypatch.setattr(core, "pause_s", pause_s)
+    return asked
+
+
+def test_a_hot_engine_pauses_after_each_step_by_what_it_took(make, pauses):
+    engine = make(pace=at(0.25), prefix_cache_bytes=0)
+    started = time.perf_counter()
+    assert len(Asked(engine, prompt(1), GREEDY).wait()) == 24
+    engine.close()
+    steps = [step_s for step_s, share in pauses if share == 0.25]
+    # The first gives the prompt's token and the next one.
+    assert len(steps) == len(pauses) == 23
+    assert 0 < sum(steps) < time.perf_counter() - started
+    assert engine.stats.pace == Pace(0.25, "hot", 80.0)
+
+
+def test_a_cool_engine_does_not_pause(make, pauses):
+    for options in ({}, {"pace": at(1.0)}):
+        assert len(Asked(make(**options), prompt(1), GREEDY).wait()) == 24
+    assert pauses == []
+    assert make().stats.pace == Pace(1.0, "full", None)
+
+
+def test_a_pause_takes_time_in_which_nothing_is_computed(make):
+    used = []
+
+    def pace() -> Pace:
+        used.append((time.perf_counter(), time.thread_time()))
+        return Pace(0.1, "hot")
+
+    engine = make(pace=pace, prefix_cache_bytes=0)
+    Asked(engine, prompt(1), GREEDY).wait()
+    engine.close()
+    wall_s, computed_s = (end - begin for begin, end in zip(used[0], used[-1], strict=True))
+    assert computed_s < 0.5 * wall_s
+
+
+def test_the_answer_is_the_same_at_any_pace(make):
+    plain = Asked(make(prefix_cache_bytes=0), prompt(1), GREEDY).wait()
+    assert Asked(make(prefix_cache_bytes=0, pace=at(0.5)), prompt(1), GREEDY).wait() == plain
+
+
+def test_closing_ends_a_pause_at_once_and_a_new_request_does_not(make, monkeypatch):
+    monkeypatch.setattr(core, "pause_s", lambda _step_s, _share: 30.0)
+    engine = make(pace=at(0.25))
+    first = Asked(engine, prompt(1), GREEDY)
+    first.outputs.get(timeout=30)
+    second = Asked(engine, prompt(2), GREEDY)
+    with pytest.raises(queue.Empty):
+        second.outputs.get(timeout=0.3)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 10
+    assert second.wait() == []
+
+
+def test_threads_that_may_pause_do_not_spin_in_the_pause(tiny):
+    for options, stops in (({}, False), ({"pace": at(1.0)}, True)):
+        model = core.DecoderModel(tiny, EngineOptions(num_threads=1, **options))
+        given = model.session.get_session_options()
+        name = "session.force_spinning_stop"
+        if stops:
+            assert given.get_session_config_entry(name) == "1"
+        else:
+            with pytest.raises(RuntimeError, match="does not have config"):
+                given.get_session_config_entry(name)

@@ -93,6 +93,7 @@ def test_an_update_is_taken_under_running_requests(device, gateway, one, two):
     assert (last["state"], last["update"]) == ("ok", None)
     assert all(value > 0 for value in last["speed"].values())
     assert last["memory"]["rss_bytes"] > 0
+    assert last["pace"] == {"share": 1.0, "reason": "full", "temperature_c": None}
     assert last["counters"]["requests_total"] >= len(seen)
     assert gateway.reports("succeeded") == [
         {"bundle_id": two.bundle_id, "attempt": 1, "status": "succeeded", "phase": None,

@@ -2,41 +2,15 @@
 
 import pytest
 
+from maas.edge.runtime.battery import Battery
 from maas.edge.runtime.energy import EnergyMeter
 from maas.edge.runtime.fleet.telemetry import (
     BatteryGauge,
     EnergyGauge,
-    read_battery,
     read_machine,
     read_memory,
 )
 from maas.edge.runtime.server.counters import Counters
-from maas.edge.runtime.server.decision import Battery
-
-
-def supply(root, name, **files):
-    folder = root / name
-    folder.mkdir(parents=True)
-    for key, value in files.items():
-        (folder / key).write_text(f"{value}\n")
-
-
-@pytest.mark.parametrize(
-    ("status", "is_charging"),
-    [("Charging", True), ("Full", True), ("Not charging", True), ("Discharging", False),
-     ("Unknown", None)],
-)  # fmt: skip
-def test_the_battery_is_read_from_the_kernel(tmp_path, status, is_charging):
-    supply(tmp_path, "AC", type="Mains", online=1)
-    supply(tmp_path, "hid", type="Battery", capacity=3, status="Discharging", scope="Device")
-    supply(tmp_path, "BAT0", type="Battery", capacity=41, status=status)
-    assert read_battery(tmp_path) == Battery(41.0, is_charging)
-
-
-def test_a_machine_without_a_battery_has_none(tmp_path):
-    supply(tmp_path, "AC", type="Mains", online=1)
-    supply(tmp_path, "BAT0", type="Battery", capacity="odd", status="Full")
-    assert read_battery(tmp_path) is None
 
 
 def test_the_battery_is_not_read_at_every_request():

@@ -12,7 +12,8 @@ from maas.core.errors import (
     NoReplica,
     PromptTooLong,
 )
-from maas.edge.runtime.server.decision import Battery, Facts, Reason, decide, failure_of
+from maas.edge.runtime.battery import Battery
+from maas.edge.runtime.server.decision import Facts, Reason, decide, failure_of
 
 MODES = ("auto", "never", "always")
 BATTERIES = (

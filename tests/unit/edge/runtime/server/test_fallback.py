@@ -12,10 +12,10 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
+from maas.edge.runtime.battery import Battery
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.cloud import Cloud
 from maas.edge.runtime.server.counters import Counters
-from maas.edge.runtime.server.decision import Battery
 from maas.edge.runtime.server.fallback import Fallback
 from maas.edge.runtime.server.offline import OfflineQueue, QueueLimits
 from maas.edge.runtime.server.queued import add_queue_routes

@@ -13,10 +13,15 @@ from pathlib import Path
 import openai
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from tokenizers import Tokenizer
 
+from maas.edge.runtime.engine.pace import Pace
 from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
-from maas.edge.runtime.server.served import Serving
+from maas.edge.runtime.server.served import Served, Serving
+from maas.edge.runtime.server.templates import load_template
+from tests.fakes.edge_engine import FakeEdgeEngine
+from tests.unit.edge.conftest import write_tiny_tokenizer
 
 USER = [{"role": "user", "content": "hello"}]
 SCHEMA = {
@@ -229,6 +234,25 @@ def test_a_client_that_leaves_stops_its_answer(url):
         time.sleep(0.02)
     assert metrics(url)["maas_edge_requests_running"] == 0
     assert metrics(url)["maas_edge_tokens_total"] - before < 450
+
+
+def test_the_platforms_engine_never_pauses(url):
+    with urllib.request.urlopen(f"{url}/health") as page:
+        pace = json.load(page)["pace"]
+    assert pace == {"share": 1.0, "reason": "full", "temperature_c": None}
+    assert metrics(url)["maas_edge_pace_share"] == 1.0
+
+
+async def test_a_device_says_how_much_of_the_time_it_computes_and_why(tmp_path):
+    write_tiny_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    engine = FakeEdgeEngine(pace=Pace(0.4, "hot", 83.0))
+    serving = Serving(Served("tiny", engine, tokenizer, load_template(tmp_path)))
+    async with TestClient(TestServer(EdgeServer(serving).make_app())) as device:
+        health = await (await device.get("/health")).json()
+        page = await (await device.get("/metrics")).text()
+    assert health == {"pace": {"share": 0.4, "reason": "hot", "temperature_c": 83.0}}
+    assert "maas_edge_pace_share 0.4\n" in page
 
 
 def test_what_is_no_bundle_is_refused_in_one_line(tmp_path):
