@@ -53,6 +53,14 @@ class EmbedEngine:
         self._num_tokens = 0
         self._num_running = 0
 
+    def compile_grammar(self, text: str) -> None:  # noqa: ARG002 - the contract's
+        """Refuse.
+
+        Raises:
+            CapabilityMissing: Always: the model makes embeddings.
+        """
+        raise CapabilityMissing("this model makes embeddings; it generates no text")
+
     def submit(
         self,
         prompt: Tokens[int],  # noqa: ARG002

@@ -13,14 +13,16 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from maas.core.errors import ConfigError, InvalidRequest, PromptTooLong
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.server import serve
+from maas.edge.runtime.server import reading, serve
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.reading import encoder_of
 from maas.edge.runtime.server.serve import open_served
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import ChatTemplate, load_template
+from tests.fakes.edge_engine import FakeEdgeEngine
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+JSON = {"response_format": {"type": "json_object"}}
 PATH = "/v1/chat/completions"
 
 
@@ -155,3 +157,56 @@ def test_a_template_that_cannot_be_read_opens_no_engine(tiny, tmp_path, monkeypa
     with pytest.raises(ConfigError, match="cannot be read"):
         load_template(tmp_path)
     assert opened == []
+
+
+class SlowGrammars(FakeEdgeEngine):
+    """Compiles grammars when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begins, self.may_end = threading.Event(), threading.Event()
+
+    def compile_grammar(self, text: str) -> None:
+        self.begins.set()
+        assert self.may_end.wait(10)
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowGrammars]:
+    engine = SlowGrammars()
+    yield engine
+    engine.may_end.set()
+
+
+async def test_others_are_answered_while_a_grammar_is_compiled(served, slow):
+    async with device(replace(served, engine=slow)) as client:
+        held = asyncio.create_task(client.post(PATH, json={**CHAT, **JSON}))
+        assert await asyncio.to_thread(slow.begins.wait, 10)
+        assert (await client.post(PATH, json=CHAT)).status == 200
+        assert not held.done()
+        slow.may_end.set()
+        assert (await held).status == 200
+
+
+async def test_a_grammar_that_takes_too_long_is_refused_and_who_waits_for_it_is_told_later(
+    served, slow, monkeypatch
+):
+    monkeypatch.setattr(reading, "_MAX_COMPILE_S", 0.2)
+    async with device(replace(served, engine=slow)) as client:
+        asked = [client.post(PATH, json={**CHAT, **JSON}) for _ in range(reading._NUM_GRAMMARS + 1)]
+        answers = await asyncio.gather(*asked)
+        assert sorted(answer.status for answer in answers) == [400, 400, 429]
+        refused = next(answer for answer in answers if answer.status == 400)
+        assert "was not compiled within" in (await refused.json())["error"]["message"]
+        waited = next(answer for answer in answers if answer.status == 429)
+        assert int(waited.headers["Retry-After"]) > 0
+
+
+async def test_a_schema_that_is_too_large_is_refused_with_its_field(served):
+    schema = {"enum": [f"value {index}" for index in range(20_000)]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    async with device(served) as client:
+        answer = await client.post(PATH, json={**CHAT, "response_format": asked})
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+        assert (error["param"], "at most" in error["message"]) == ("response_format", True)
