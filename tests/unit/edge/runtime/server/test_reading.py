@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,73 @@ def test_a_template_without_end_is_ended(monkeypatch, source):
     template = ChatTemplate(source, {})
     with pytest.raises(InvalidRequest, match="the chat template refuses"):
         template.render([{"role": "user", "content": "x"}], None)
+
+
+GROW = "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(40) %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GROW + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        GROW + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | string }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ 'x' ~ ns.x }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ '%s' % (ns.x,) }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ 'x'.join(ns.x) }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns }}",
+        GROW + "{% endfor %}{% for i in range(1000) %}{{ ns.x }}{% endfor %}",
+        GROW + "{% endfor %}{% macro f() %}{% for i in range(99) %}{{ ns.x }}{% endfor %}"
+        "{% endmacro %}{% set x = f() %}",
+        GROW + "{% endfor %}{% set all = namespace(x=[]) %}{% for i in range(1000) %}"
+        "{% set all.x = all.x + [ns.x[1:]] %}{% endfor %}",
+        GROW + "{% endfor %}{{ ns.x | replace('x', ns.x) }}",
+        GROW + "{% endfor %}{{ ns.x.replace('', ns.x) }}",
+        GROW + "{% endfor %}{{ range(1000) | join(ns.x) }}",
+        GROW + "{% endfor %}{{ ns.x.join(range(1000) | map('string')) }}",
+        GROW + "{% endfor %}{{ ('{0}' * 100).format(ns.x) }}",
+        GROW + "{% endfor %}{{ ('%s' * 100) % ((ns.x,) * 100) }}",
+        *("{{ 'x' | center(10 * 99999999) }}", "{{ 'x'.ljust(999999999) }}"),
+        *(
+            "{{ 'x' | center(999999999) }}",
+            "{{ '%999999999d' % 1 }}",
+            "{{ '%*d' % (999999999, 1) }}",
+        ),
+        *("{{ '{:999999999}'.format(1) }}", "{{ '{:{}}'.format(1, 999999999) }}"),
+        *("{{ '%999999999d' | format(1) }}", "{{ 'a\nb' | indent(999999999) }}"),
+        *("{{ '\t'.expandtabs(999999999) }}", "{{ (1).to_bytes(999999999) }}"),
+        "{{ [[1]] | tojson(indent=999999999) }}",
+    ],
+)
+def test_a_template_that_makes_too_much_is_ended_before_it_is_made(source):
+    template = ChatTemplate(source, {})
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="the chat template refuses"):
+            template.render([{"role": "user", "content": "x"}], None)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_templates_do_with_texts_they_still_do():
+    source = (
+        "{{ 'a' ~ 1 ~ [2] }};{{ 'a' + 'b' }};{{ [1] + [2] }};{{ 7 % 4 }};"
+        "{{ '%s-%03d' % ('a', 7) }};"
+        "{{ '%s' | format('b') }};{{ '{}{x}'.format(1, x=2) }};{{ 'abc'[1:] }};{{ [1, 2][::-1] }};"
+        "{{ ['a', 1] | join(',') }};{{ [{'a': 1}, {'a': 2}] | join('/', attribute='a') }};"
+        "{{ ','.join(['x', 'y']) }};{{ 'a b'.split(' ') | list }};{{ 'a\nb' | indent(2) }};"
+        "{{ 'aXb'.replace('X', '-') | upper }};{{ ' x ' | trim }};{{ 'x' | center(5) }};"
+        "{{ {'a': [1, none]} | tojson }};{{ [1] | tojson(indent=2) }};"
+        "{{ none }};{{ true }};{{ u }};"
+        "{{ [1, 2] | sum }};{{ '3' | int + 1 }};{{ 'ab' | reverse | string }};{{ '<' | e }}"
+    )
+    assert ChatTemplate(source, {}).render([], None) == (
+        "a1[2];ab;[1, 2];3;a-007;b;12;bc;[2, 1];a,1;1/2;x,y;['a', 'b'];a\n  b;A-B;x;  x  ;"
+        '{"a": [1, null]};[\n  1\n];None;True;;3;4;ba;&lt;'
+    )
 
 
 def test_loops_know_what_they_knew():
