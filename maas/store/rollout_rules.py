@@ -78,11 +78,21 @@ class Member:
         is_online: It was heard of within three heartbeats.
         is_recent: It was heard of within a day.
         is_done: It said how the update went, or runs the bundle.
+        is_told: It was told to take the bundle, in this attempt.
     """
 
     is_online: bool
     is_recent: bool
     is_done: bool
+    is_told: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it fell silent over the bundle: it was told to take it, and no more was heard.
+
+        Updates take minutes, so few of those that are merely turned off are turned off in one.
+        """
+        return self.is_told and not self.is_online and not self.is_done
 
 
 def share_of(rollout_id: str, device_id: str) -> float:
@@ -147,7 +157,14 @@ def is_stage_over(members: Iterable[Member], *, elapsed_s: float, min_s: float) 
     return not known or (num_done > 0 and 2 * num_done >= len(recent))
 
 
-def step_of(members: Iterable[Member], *, elapsed_s: float, min_s: float, is_failing: bool) -> Step:
+def step_of(
+    members: Iterable[Member],
+    *,
+    elapsed_s: float,
+    min_s: float,
+    is_failing: bool,
+    is_doubtful: bool,
+) -> Step:
     """Return what is to be done about a stage.
 
     Args:
@@ -155,11 +172,13 @@ def step_of(members: Iterable[Member], *, elapsed_s: float, min_s: float, is_fai
         elapsed_s: Since it began.
         min_s: That it lasts at least.
         is_failing: More of those that reported failed than may, however few reported.
+        is_doubtful: More would, if those that are missing were broken. It does not halt for them:
+            after a gateway was away all are missing, until they are heard of.
     """
     if is_failing:
         # A stage's time is there to find failures. Where they are found, and no report is awaited
         # that could outweigh them, nothing is left to wait for.
         is_told = is_stage_over(members, elapsed_s=min_s, min_s=min_s)
         return Step.HALT if is_told else Step.WAIT
-    is_over = is_stage_over(members, elapsed_s=elapsed_s, min_s=min_s)
+    is_over = not is_doubtful and is_stage_over(members, elapsed_s=elapsed_s, min_s=min_s)
     return Step.ADVANCE if is_over else Step.WAIT

@@ -25,6 +25,7 @@ from maas.store.fleet_tables import (
 )
 from maas.store.pages import Page, Window, read_page
 from maas.store.rollout_rules import Member, RolloutStatus, Step, is_in, must_halt, step_of
+from maas.store.told import Told
 from maas.store.webhooks import enqueue_for_project
 
 RECENT_S = 86400.0
@@ -186,12 +187,7 @@ class RolloutRepository:
         if row is None or row.status != RolloutStatus.RUNNING:
             return Step.WAIT
         now, stage = self._clock.now(), stages_of(row)[row.stage]
-        is_failing = must_halt(
-            row.num_failed,
-            row.num_succeeded,
-            min_reports=1,
-            max_failure_percent=row.max_failure_percent,
-        )
+        is_failing = _is_over_limit(row, 0)
         elapsed_s = now - row.stage_began_at
         # Without a look at its devices where it is too early.
         if elapsed_s < stage.min_s and not is_failing:
@@ -202,11 +198,18 @@ class RolloutRepository:
                 is_online=device.is_online(now),
                 is_recent=(device.last_seen_at or 0.0) > now - RECENT_S,
                 is_done=done.succeeded(device) or done.failed(device),
+                is_told=device.told.get(row.bundle_id) == Told(row.attempt, row.id),
             )
             for device in done.devices
             if is_in(row.id, device.id, stage.percent)
         ]
-        return step_of(members, elapsed_s=elapsed_s, min_s=stage.min_s, is_failing=is_failing)
+        return step_of(
+            members,
+            elapsed_s=elapsed_s,
+            min_s=stage.min_s,
+            is_failing=is_failing,
+            is_doubtful=_is_over_limit(row, sum(item.is_missing for item in members)),
+        )
 
     def _change(self, row: DeviceRolloutRow, status: RolloutStatus) -> None:
         row.status, row.updated_at = status.value, self._clock.now()
@@ -263,6 +266,16 @@ class _Done:
     def failed(self, device: DeviceFacts) -> bool:
         """Whether a device failed in this attempt."""
         return device.id in self._failed and not self.succeeded(device)
+
+
+def _is_over_limit(row: DeviceRolloutRow, num_missing: int) -> bool:
+    """Say whether more failed than may, however few reported, if the missing failed too."""
+    return must_halt(
+        row.num_failed + num_missing,
+        row.num_succeeded,
+        min_reports=1,
+        max_failure_percent=row.max_failure_percent,
+    )
 
 
 def halt(session: Session, row: DeviceRolloutRow, now: float) -> None:

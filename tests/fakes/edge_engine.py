@@ -34,6 +34,9 @@ class FakeEdgeEngine:
     open: list[OnOutput] = field(default_factory=list)
     is_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def compile_grammar(self, text: str) -> None:
+        pass
+
     def submit(
         self,
         prompt: Sequence[int],

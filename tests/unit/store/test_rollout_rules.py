@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,13 @@ from maas.store.rollout_rules import (
 NEW, OLD = "new", "old"
 ids = st.text("abcdef0123456789", min_size=1, max_size=20)
 percents = st.floats(0, 100)
-members = st.builds(Member, is_online=st.booleans(), is_recent=st.booleans(), is_done=st.booleans())
+members = st.builds(
+    Member,
+    is_online=st.booleans(),
+    is_recent=st.booleans(),
+    is_done=st.booleans(),
+    is_told=st.booleans(),
+)
 
 
 def course(status: RolloutStatus = RolloutStatus.RUNNING, percent: float = 100) -> Course:
@@ -152,6 +159,19 @@ def test_silence_is_no_success():
     assert not is_over(away)
 
 
+@pytest.mark.parametrize(
+    ("told", "online", "done", "missing"),
+    [
+        *((True, False, False, True), (True, True, False, False)),
+        *((True, False, True, False), (False, False, False, False)),
+    ],
+)
+def test_missing_is_who_was_told_and_said_nothing_since(told, online, done, missing):
+    member = Member(is_online=online, is_recent=True, is_done=done, is_told=told)
+    assert member.is_missing is missing
+    assert replace(member, is_recent=False).is_missing is missing, "however long ago"
+
+
 @given(
     st.lists(st.tuples(members, st.booleans()), max_size=30),
     st.floats(0, 1000),
@@ -164,7 +184,13 @@ def test_no_stage_ends_well_while_too_many_failed(known, elapsed_s, min_s, limit
     num_succeeded = sum(item.is_done and not is_bad for item, is_bad in known)
     is_failing = must_halt(num_failed, num_succeeded, min_reports=1, max_failure_percent=limit)
     stage = [item for item, _ in known]
-    step = step_of(stage, elapsed_s=elapsed_s, min_s=min_s, is_failing=is_failing)
+    num_missing = sum(item.is_missing for item in stage)
+    is_doubtful = must_halt(
+        num_failed + num_missing, num_succeeded, min_reports=1, max_failure_percent=limit
+    )
+    step = step_of(
+        stage, elapsed_s=elapsed_s, min_s=min_s, is_failing=is_failing, is_doubtful=is_doubtful
+    )
     if num_failed * 100 > limit * (num_failed + num_succeeded):
         assert step is not Step.ADVANCE
         has_all = is_stage_over(stage, elapsed_s=0, min_s=0)
@@ -172,6 +198,8 @@ def test_no_stage_ends_well_while_too_many_failed(known, elapsed_s, min_s, limit
     else:
         assert step is not Step.HALT
         is_over = is_stage_over(stage, elapsed_s=elapsed_s, min_s=min_s)
-        assert (step is Step.ADVANCE) == is_over
+        assert (step is Step.ADVANCE) == (is_over and not is_doubtful)
+        if (num_failed + num_missing) * 100 > limit * (num_failed + num_missing + num_succeeded):
+            assert step is Step.WAIT, "nor while too many fell silent over the bundle"
     if must_halt(num_failed, num_succeeded, min_reports=min_reports, max_failure_percent=limit):
         assert step is not Step.ADVANCE

@@ -99,11 +99,11 @@ def test_rollout_goes_through_its_stages_to_the_channel(yard):
 def test_stage_lasts_as_long_as_it_should_and_waits_for_who_is_online(yard):
     new = yard.bundle("new")
     online, away = yard.devices(2)
+    away.beat()
     stages = (Stage(100, 600.0),)
     rollout = yard.fleet.rollouts.create(
         yard.project_id, NewRollout("stable", new, stages, max_failure_percent=5.0, min_reports=1)
     )
-    away.beat()
     yard.clock.advance(600)
     online.beat()
     yard.step()
@@ -292,6 +292,65 @@ def test_failures_within_the_limit_let_a_rollout_complete(yard):
     yard.step()
     assert yard.seen(rollout).status is RolloutStatus.RUNNING
     good.ends(new, 1, is_success=True)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.COMPLETED
+
+
+def silence(yard: Yard, *, but: list) -> None:
+    """Let so much time pass that only some are online."""
+    yard.clock.advance(3600)
+    for unit in but:
+        unit.beat()
+
+
+def test_next_stage_does_not_begin_while_devices_fell_silent_over_the_bundle(yard):
+    old, new = yard.bundle("old"), yard.bundle("new")
+    yard.fleet.channels.set(yard.project_id, "stable", old)
+    units = yard.devices(40)
+    rollout = yard.rollout(new, 50, 100, max_failure_percent=2.0)
+    stage = [unit for unit in units if unit.wants() == new]
+    *good, broken, other = stage
+    for unit in good:
+        unit.ends(new, 1, is_success=True)
+    silence(yard, but=good)
+    yard.step()
+    seen = yard.seen(rollout)
+    assert (seen.stage, seen.status) == (0, RolloutStatus.RUNNING), "it halts for none of them"
+    silence(yard, but=[*good, other])
+    yard.clock.advance(2 * 86400)
+    other.ends(new, 1, is_success=True)
+    silence(yard, but=[*good, other])
+    yard.step()
+    assert yard.seen(rollout).stage == 0, "one is still over the limit, however long ago"
+    broken.ends(new, 1, is_success=True)
+    yard.step()
+    assert yard.seen(rollout).stage == 1
+
+
+def test_devices_that_were_away_before_they_were_told_hold_up_no_stage(yard):
+    new = yard.bundle("new")
+    good, away = yard.devices(2)
+    away.beat()
+    rollout = yard.rollout(new)
+    good.wants()
+    silence(yard, but=[good])
+    good.ends(new, 1, is_success=True)
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.COMPLETED
+
+
+def test_resuming_forgets_who_fell_silent(yard):
+    new = yard.bundle("new")
+    good, broken = yard.devices(2)
+    rollout = yard.rollout(new)
+    good.wants(), broken.wants()
+    good.ends(new, 1, is_success=True)
+    silence(yard, but=[good])
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING
+    yard.fleet.rollouts.pause(yard.project_id, rollout.id)
+    yard.fleet.rollouts.resume(yard.project_id, rollout.id)
+    good.beat()
     yard.step()
     assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 

@@ -125,6 +125,17 @@ class Engine(Protocol):
 
     info: ModelInfo
 
+    def compile_grammar(self, text: str) -> None:
+        """Get a grammar ready, so that what is submitted with it next is queued at once.
+
+        Takes seconds for one that is large.
+
+        Raises:
+            CapabilityMissing: The model makes embeddings.
+            InvalidRequest: It is none, or too large.
+        """
+        ...
+
     def submit(
         self,
         prompt: Sequence[int],

@@ -79,6 +79,14 @@ class OnnxEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def compile_grammar(self, text: str) -> None:
+        """Get a grammar ready, so that what is submitted with it next is queued at once.
+
+        Raises:
+            InvalidRequest: It is none, or too large.
+        """
+        self._grammars.compile(text)
+
     def submit(
         self,
         prompt: Tokens[int],

@@ -58,6 +58,14 @@ class EmbedEngine:
         self._pauses_until = 0.0
         self._is_closed = threading.Event()
 
+    def compile_grammar(self, text: str) -> None:  # noqa: ARG002 - the contract's
+        """Refuse.
+
+        Raises:
+            CapabilityMissing: Always: the model makes embeddings.
+        """
+        raise CapabilityMissing("this model makes embeddings; it generates no text")
+
     def submit(
         self,
         prompt: Tokens[int],  # noqa: ARG002

@@ -19,11 +19,16 @@ _NUM_NEW_TOKENS = 32
 _STEP_TIMEOUT_S = 120.0
 
 
-def probe(served: Served) -> None:
+def probe(served: Served, max_model_len: int | None = None) -> None:
     """Have a bundle answer a short text, through its template and tokenizer.
 
+    Args:
+        served: The bundle.
+        max_model_len: What it is said to read, where its engine has less room; none: what the
+            engine has room for.
+
     Raises:
-        EngineError: It does not, or what it answers is no number.
+        EngineError: It does not, or what it answers is no number, or no chat has room in it.
         InvalidRequest: Its template refuses a plain message.
     """
     engine, tokenizer = served.engine, served.tokenizer
@@ -35,6 +40,12 @@ def probe(served: Served) -> None:
     if engine.info.task == "embed":
         _embed(engine, tokens)
         return
+    most = engine.info.max_model_len if max_model_len is None else max_model_len
+    if len(tokens) >= most:
+        raise EngineError(
+            f"its chat template makes {len(tokens)} tokens of a short message; "
+            f"it reads {most} with the answer"
+        )
     answer, _, _ = _generate(engine, tokens, _NUM_ANSWER_TOKENS)
     tokenizer.decode(answer)
 

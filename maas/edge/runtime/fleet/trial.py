@@ -36,7 +36,8 @@ def try_folder(folder: Path, options: EngineOptions) -> SpeedReport:
     served = open_served(folder, "trial", options, manifest.adapters)
     load_s = time.perf_counter() - started
     try:
-        probe(served)
+        # The bundle's own: the cache here is smaller than the one it will have.
+        probe(served, manifest.max_model_len)
         return msgspec.structs.replace(measure(served), load_s=load_s)
     finally:
         served.engine.close()

@@ -156,6 +156,8 @@ class EdgeServer:
     async def _answer(
         self, request: web.Request, served: Served, asked: Asked, *, is_chat: bool
     ) -> web.StreamResponse:
+        if asked.grammar is not None:
+            await self._readers.compile(served.engine, asked.grammar)
         answer = Answer(asked, served.tokenizer, is_chat=is_chat)
         async with self._outputs(served, asked) as outputs:
             # Nothing is sent before: what fails here can still be answered by somebody else.

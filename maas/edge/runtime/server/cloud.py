@@ -1,5 +1,6 @@
 """The gateway, asked for what this device does not answer; its bytes are passed on as they come."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -25,6 +26,11 @@ MAX_ANSWER_BYTES = 32 << 20
 # What stands in front of a gateway says so when there is none.
 _OUTAGES = frozenset({502, 503, 504})
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=600)
+# The time to read is for each single byte: a head has one for all of it.
+_MAX_HEAD_S = 600.0
+# An answer that is read whole may take so long, and longer by what came of it.
+_PATIENCE_S = 60.0
+_MIN_BYTES_PER_S = 1024
 # Of the answer's headers these are for the client; all others are between gateway and device.
 _PASSED = ("content-type", "retry-after", "retry-after-ms", "x-request-id", "x-maas-cost")
 _STREAM = "text/event-stream"
@@ -63,13 +69,17 @@ class Cloud:
             "Accept-Encoding": "identity",
         }
         try:
-            async with self._session.post(
-                self._url + path,
-                data=with_model(body, self.model or ""),
-                headers=headers,
-                timeout=_TIMEOUT,
-                allow_redirects=False,
-            ) as answer:
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(_MAX_HEAD_S):
+                    answer = await stack.enter_async_context(
+                        self._session.post(
+                            self._url + path,
+                            data=with_model(body, self.model or ""),
+                            headers=headers,
+                            timeout=_TIMEOUT,
+                            allow_redirects=False,
+                        )
+                    )
                 if 300 <= answer.status < 400:
                     raise EngineUnreachable(f"the gateway answered {answer.status}: it moved")
                 if answer.status == 401:
@@ -80,7 +90,8 @@ class Cloud:
                     )
                 yield answer
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"the gateway cannot be reached: {error}") from error
+            why = str(error) or "its answer does not come in time"
+            raise EngineUnreachable(f"the gateway cannot be reached: {why}") from error
 
     async def relay(
         self, request: web.Request, body: bytes, *, passes_outages_on: bool
@@ -121,12 +132,19 @@ class Cloud:
 
 
 async def read_whole(answer: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
-    """Return a whole answer; none where it is longer."""
+    """Return a whole answer; none where it is longer.
+
+    Raises:
+        TimeoutError: It is all too slow.
+    """
     data = bytearray()
-    async for chunk in answer.content.iter_any():
-        data += chunk
-        if len(data) > max_bytes:
-            return None
+    due = asyncio.get_running_loop().time() + _PATIENCE_S
+    async with asyncio.timeout_at(due) as limit:
+        async for chunk in answer.content.iter_any():
+            data += chunk
+            if len(data) > max_bytes:
+                return None
+            limit.reschedule(due + len(data) / _MIN_BYTES_PER_S)
     return bytes(data)
 
 

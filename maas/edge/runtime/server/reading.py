@@ -1,4 +1,4 @@
-"""Rendering and encoding beside the event loop: of a long chat they take seconds.
+"""Rendering, encoding, compiling beside the event loop: they take seconds of what is long.
 
 Whoever asks for little does not wait for those who ask for much: there are threads for each.
 """
@@ -12,13 +12,17 @@ from typing import Any, TypeVar
 from aiohttp import web
 from tokenizers import Tokenizer
 
-from maas.core.errors import MalformedBody, PromptTooLong
+from maas.core.errors import InvalidRequest, LimitExceeded, MalformedBody, PromptTooLong
+from maas.edge.runtime.engine.contract import Engine
 from maas.edge.runtime.server.requests import Encode
 from maas.edge.runtime.server.served import Served
 
 T = TypeVar("T")
 _SHORT_BYTES = 64 << 10
-_NUM_SHORT, _NUM_LONG = 4, 1
+_NUM_SHORT, _NUM_LONG, _NUM_GRAMMARS = 4, 1, 2
+# Compiling ends by bounds of its own, on a machine of any speed some time.
+_MAX_COMPILE_S = 10.0
+_RETRY_AFTER_S = 5
 # No bound may refuse what fits: normalizers drop characters, and small vocabularies have an
 # unknown token for whole words.
 _MIN_TOKEN_CHARS = 64
@@ -30,6 +34,7 @@ class Readers:
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(_NUM_SHORT, "read")
         self._long = ThreadPoolExecutor(_NUM_LONG, "read-long")
+        self._grammars = ThreadPoolExecutor(_NUM_GRAMMARS, "grammar")
 
     async def read(self, body: bytes, ask: Callable[..., T], *args: Any) -> T:
         """Return what a function returns of a decoded body.
@@ -49,9 +54,30 @@ class Readers:
         except RecursionError as error:
             raise MalformedBody("the body is nested too deep") from error
 
+    async def compile(self, engine: Engine, grammar: str) -> None:
+        """Have an engine get a grammar ready.
+
+        Raises:
+            InvalidRequest: It is none, or too large, or takes too long.
+            LimitExceeded: Those of others take so long that it is not even begun.
+        """
+        compiled = self._grammars.submit(engine.compile_grammar, grammar)
+        try:
+            async with asyncio.timeout(_MAX_COMPILE_S):
+                await asyncio.wrap_future(compiled)
+        except TimeoutError as error:
+            if compiled.cancelled():
+                raise LimitExceeded(
+                    "grammars of others are being compiled", retry_after_s=_RETRY_AFTER_S
+                ) from error
+            raise InvalidRequest(
+                f"the grammar is refused: it was not compiled within {_MAX_COMPILE_S:.0f} s",
+                param="response_format",
+            ) from error
+
     async def close(self, _: web.Application) -> None:
         """Take no more."""
-        for pool in (self._short, self._long):
+        for pool in (self._short, self._long, self._grammars):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -78,6 +78,11 @@ class Asked:
     tools: ToolPlan = field(default_factory=ToolPlan)
 
     @property
+    def grammar(self) -> str | None:
+        """What each answer must be."""
+        return self.params[0].grammar
+
+    @property
     def choices(self) -> list[tuple[tuple[int, ...], SamplingParams]]:
         """Prompt and parameters of each choice, by its index."""
         return [(prompt, params) for prompt in self.prompts for params in self.params]

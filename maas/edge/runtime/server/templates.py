@@ -5,14 +5,16 @@ models, so they run in a sandbox.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 
 from maas.core.errors import CapabilityMissing, ConfigError, InvalidRequest
+from maas.edge.runtime.server.amounts import Amounts, weigh
 from maas.edge.runtime.server.sandbox import TemplateSandbox
 
 # A template is its maker's program: what Python itself may raise where one is compiled, or runs.
@@ -21,11 +23,13 @@ _RENDERING = (
     *(TemplateError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError),
     # Endless macros.
     RecursionError,
+    MemoryError,
 )
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 # The longest body there may be takes a fifth of it.
 _MAX_RENDER_S = 5.0
+_MAX_INDENT = 16
 
 
 class ChatTemplate:
@@ -39,7 +43,7 @@ class ChatTemplate:
     def __init__(self, source: str | None, special: Mapping[str, str]) -> None:
         self._special = dict(special)
         environment = TemplateSandbox()
-        environment.filters["tojson"] = _to_json
+        environment.filters["tojson"] = _json_maker(environment.amounts)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         try:
@@ -104,17 +108,27 @@ def _text(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Without the escapes of HTML that jinja2's own filter adds.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _json_maker(amounts: Amounts) -> Callable[..., str]:
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        if indent is not None and not indent <= _MAX_INDENT:
+            raise SecurityError(f"tojson indents by {_MAX_INDENT} at most")
+        # Without the escapes of HTML that jinja2's own filter adds.
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        weigh(value)
+        if indent is None and separators is None:
+            return amounts.counted(encoder.encode(value))
+        # Indents and separators make any amount of little: it is counted as it comes.
+        return amounts.joined(encoder.iterencode(value))
+
+    return to_json
 
 
 def _raise(message: str) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 from maas.core.errors import SourceUnreachable
+from maas.edge.runtime.shelf.timed import TimedHttp, TimedHttps
 
 _CHUNK = 1 << 20
 _HEAD_STEP = 256 << 10
@@ -73,7 +74,8 @@ class HttpSource:
         if self.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
-            opener = urllib.request.build_opener(_Redirects(has_key=self.key is not None))
+            redirects = _Redirects(has_key=self.key is not None)
+            opener = urllib.request.build_opener(redirects, TimedHttp, TimedHttps)
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
                 if answer.status != http.client.PARTIAL_CONTENT:
                     # A server without ranges sends all of it.
@@ -136,6 +138,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if new.scheme != "https" and (old.scheme == "https" or leaves or new.scheme != "http"):
             why = f"refused: it leads to {new.scheme}://{new.netloc}, which is not https"
             raise urllib.error.HTTPError(req.full_url, code, why, headers, fp)
+        # Or its body would be read to its end, wherever that is.
+        fp.close()
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

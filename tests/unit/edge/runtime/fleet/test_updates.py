@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -354,6 +354,25 @@ async def test_a_damaged_bundle_in_use_is_left_for_the_one_before_and_then_mende
 async def test_a_trial_is_a_process_that_measures(one, yard):
     speed = await try_apart(yard.seat.held.folder, OPTIONS)
     assert all(value > 0 for value in msgspec.structs.astuple(speed))
+
+
+async def test_a_bundle_whose_chats_outgrow_its_context_fails_and_the_old_one_answers(
+    yard, one, forge
+):
+    yard.updater._trial = try_apart
+    made = forge("{{ 'x' * 600 }}", name="tiny")
+    yard.sources[made.bundle_id] = made.path
+    await yard.want(made)
+    assert yard.told[:2] == ("failed", "trial")
+    assert yard.told[2].startswith("its chat template makes 6")
+    assert "it reads 512 with the answer" in yard.told[2]
+    assert yard.in_use == (one.bundle_id, one.bundle_id)
+
+
+async def test_no_bundle_is_loaded_that_has_no_room_for_a_chat(yard, one):
+    loader = Loader(replace(OPTIONS, max_model_len=16))
+    with pytest.raises(EngineError, match="it reads 16 with the answer"):
+        await loader.load(yard.seat.held)
 
 
 async def test_a_trial_that_fails_or_crashes_says_how(yard, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,16 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from maas.core.errors import ConfigError, InvalidRequest, PromptTooLong
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.server import serve
+from maas.edge.runtime.server import reading, serve
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.reading import encoder_of
 from maas.edge.runtime.server.serve import open_served
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import ChatTemplate, load_template
+from tests.fakes.edge_engine import FakeEdgeEngine
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+JSON = {"response_format": {"type": "json_object"}}
 PATH = "/v1/chat/completions"
 
 
@@ -115,6 +118,73 @@ def test_a_template_without_end_is_ended(monkeypatch, source):
         template.render([{"role": "user", "content": "x"}], None)
 
 
+GROW = "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(40) %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GROW + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        GROW + "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | string }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ 'x' ~ ns.x }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ '%s' % (ns.x,) }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ 'x'.join(ns.x) }}",
+        GROW + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns }}",
+        GROW + "{% endfor %}{% for i in range(1000) %}{{ ns.x }}{% endfor %}",
+        GROW + "{% endfor %}{% macro f() %}{% for i in range(99) %}{{ ns.x }}{% endfor %}"
+        "{% endmacro %}{% set x = f() %}",
+        GROW + "{% endfor %}{% set all = namespace(x=[]) %}{% for i in range(1000) %}"
+        "{% set all.x = all.x + [ns.x[1:]] %}{% endfor %}",
+        GROW + "{% endfor %}{{ ns.x | replace('x', ns.x) }}",
+        GROW + "{% endfor %}{{ ns.x.replace('', ns.x) }}",
+        GROW + "{% endfor %}{{ range(1000) | join(ns.x) }}",
+        GROW + "{% endfor %}{{ ns.x.join(range(1000) | map('string')) }}",
+        GROW + "{% endfor %}{{ ('{0}' * 100).format(ns.x) }}",
+        GROW + "{% endfor %}{{ ('%s' * 100) % ((ns.x,) * 100) }}",
+        *("{{ 'x' | center(10 * 99999999) }}", "{{ 'x'.ljust(999999999) }}"),
+        *(
+            "{{ 'x' | center(999999999) }}",
+            "{{ '%999999999d' % 1 }}",
+            "{{ '%*d' % (999999999, 1) }}",
+        ),
+        *("{{ '{:999999999}'.format(1) }}", "{{ '{:{}}'.format(1, 999999999) }}"),
+        *("{{ '%999999999d' | format(1) }}", "{{ 'a\nb' | indent(999999999) }}"),
+        *("{{ '\t'.expandtabs(999999999) }}", "{{ (1).to_bytes(999999999) }}"),
+        "{{ [[1]] | tojson(indent=999999999) }}",
+    ],
+)
+def test_a_template_that_makes_too_much_is_ended_before_it_is_made(source):
+    template = ChatTemplate(source, {})
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="the chat template refuses"):
+            template.render([{"role": "user", "content": "x"}], None)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_templates_do_with_texts_they_still_do():
+    source = (
+        "{{ 'a' ~ 1 ~ [2] }};{{ 'a' + 'b' }};{{ [1] + [2] }};{{ 7 % 4 }};"
+        "{{ '%s-%03d' % ('a', 7) }};"
+        "{{ '%s' | format('b') }};{{ '{}{x}'.format(1, x=2) }};{{ 'abc'[1:] }};{{ [1, 2][::-1] }};"
+        "{{ ['a', 1] | join(',') }};{{ [{'a': 1}, {'a': 2}] | join('/', attribute='a') }};"
+        "{{ ','.join(['x', 'y']) }};{{ 'a b'.split(' ') | list }};{{ 'a\nb' | indent(2) }};"
+        "{{ 'aXb'.replace('X', '-') | upper }};{{ ' x ' | trim }};{{ 'x' | center(5) }};"
+        "{{ {'a': [1, none]} | tojson }};{{ [1] | tojson(indent=2) }};"
+        "{{ none }};{{ true }};{{ u }};"
+        "{{ [1, 2] | sum }};{{ '3' | int + 1 }};{{ 'ab' | reverse | string }};{{ '<' | e }}"
+    )
+    assert ChatTemplate(source, {}).render([], None) == (
+        "a1[2];ab;[1, 2];3;a-007;b;12;bc;[2, 1];a,1;1/2;x,y;['a', 'b'];a\n  b;A-B;x;  x  ;"
+        '{"a": [1, null]};[\n  1\n];None;True;;3;4;ba;&lt;'
+    )
+
+
 def test_loops_know_what_they_knew():
     source = (
         "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
@@ -155,3 +225,56 @@ def test_a_template_that_cannot_be_read_opens_no_engine(tiny, tmp_path, monkeypa
     with pytest.raises(ConfigError, match="cannot be read"):
         load_template(tmp_path)
     assert opened == []
+
+
+class SlowGrammars(FakeEdgeEngine):
+    """Compiles grammars when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begins, self.may_end = threading.Event(), threading.Event()
+
+    def compile_grammar(self, text: str) -> None:
+        self.begins.set()
+        assert self.may_end.wait(10)
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowGrammars]:
+    engine = SlowGrammars()
+    yield engine
+    engine.may_end.set()
+
+
+async def test_others_are_answered_while_a_grammar_is_compiled(served, slow):
+    async with device(replace(served, engine=slow)) as client:
+        held = asyncio.create_task(client.post(PATH, json={**CHAT, **JSON}))
+        assert await asyncio.to_thread(slow.begins.wait, 10)
+        assert (await client.post(PATH, json=CHAT)).status == 200
+        assert not held.done()
+        slow.may_end.set()
+        assert (await held).status == 200
+
+
+async def test_a_grammar_that_takes_too_long_is_refused_and_who_waits_for_it_is_told_later(
+    served, slow, monkeypatch
+):
+    monkeypatch.setattr(reading, "_MAX_COMPILE_S", 0.2)
+    async with device(replace(served, engine=slow)) as client:
+        asked = [client.post(PATH, json={**CHAT, **JSON}) for _ in range(reading._NUM_GRAMMARS + 1)]
+        answers = await asyncio.gather(*asked)
+        assert sorted(answer.status for answer in answers) == [400, 400, 429]
+        refused = next(answer for answer in answers if answer.status == 400)
+        assert "was not compiled within" in (await refused.json())["error"]["message"]
+        waited = next(answer for answer in answers if answer.status == 429)
+        assert int(waited.headers["Retry-After"]) > 0
+
+
+async def test_a_schema_that_is_too_large_is_refused_with_its_field(served):
+    schema = {"enum": [f"value {index}" for index in range(20_000)]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    async with device(served) as client:
+        answer = await client.post(PATH, json={**CHAT, "response_format": asked})
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+        assert (error["param"], "at most" in error["message"]) == ("response_format", True)
