@@ -37,6 +37,8 @@ class ExportDemand:
     adapter_mode: AdapterMode = "merge"
     adapters: tuple[Path, ...] = ()
     """PEFT folders: one that is merged, or several that are chosen at run time."""
+    name: str | None = None
+    """Of the bundle; none makes one of model and precision."""
 
 
 def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by keyword
@@ -80,7 +82,7 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         adapters=() if is_merged else adapters,
         target=target,
         precision=precision,
-        name=f"{card.id}-{precision}",
+        name=demand.name or f"{card.id}-{precision}",
         work_dir=settings.home / "scratch" / f"export-{card.id}-{time.time_ns()}",
         out_path=out.absolute(),
         signing_key=settings.home / "bundle.key",

@@ -28,7 +28,8 @@ from maas.engines.registry import get_engine
 from maas.finetune.charges import TrainingLedger
 from maas.finetune.recipe import load_recipes
 from maas.gateway.adapters.service import BroughtAdapters
-from maas.gateway.app import Gateway, Workshop, create_gateway
+from maas.gateway.app import Gateway, create_gateway
+from maas.gateway.control import Workshop
 from maas.gateway.direct import GatewayProtocol
 from maas.gateway.exports.service import Exports
 from maas.gateway.facts import ModelFacts

@@ -53,13 +53,14 @@ class GatewayClient:
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._headers = {"Authorization": f"Bearer {key}"}
 
-    def get(self, path: str, **query: str | int) -> dict[str, Any]:
-        """Return what is at a path below ``/v1``.
+    def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
+        """Return what is at a path below ``/v1``; what is none is not asked for.
 
         Raises:
             MaasError: The gateway cannot be reached, or refused.
         """
-        return asyncio.run(self._ask("GET", path, params=query))
+        given = {name: value for name, value in query.items() if value is not None}
+        return asyncio.run(self._ask("GET", path, params=given))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Post JSON to a path below ``/v1``.

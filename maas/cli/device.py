@@ -1,27 +1,25 @@
-"""``maas device``: the fleet; its groups, channels and rollouts have modules of their own."""
+"""``maas device``: the fleet; codes, groups, channels and rollouts have modules of their own."""
 
-import time
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from maas.cli import device_groups, device_rollouts
+from maas.cli import device_codes, device_groups, device_rollouts
 from maas.cli.client import KeyOption, UrlOption, client_of
-from maas.cli.durations import parse_duration
-from maas.cli.output import JsonFlag, emit
+from maas.cli.metadata import MetadataOption, parse_metadata
+from maas.cli.output import JsonFlag, emit, moment
+from maas.cli.pages import AfterOption, print_page
 from maas.core.errors import ConfigError
 
 app = typer.Typer(help="Devices: enrol, watch, assign, retire; rollouts.", no_args_is_help=True)
+app.command("enrol-code")(device_codes.enrol_code)
+app.add_typer(device_codes.app, name="code")
 app.add_typer(device_groups.groups, name="group")
 app.add_typer(device_groups.channels, name="channel")
 app.add_typer(device_rollouts.app, name="rollout")
 _DEVICES = "/devices"
-
-
-def _moment(seconds: int | None) -> str:
-    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _short(bundle_id: str | None) -> str:
@@ -35,15 +33,21 @@ def list_devices(  # noqa: PLR0913 - its options
     bundle: Annotated[str | None, typer.Option(help="Only those that run this bundle.")] = None,
     retired: Annotated[bool, typer.Option("--retired", help="Those that are no more.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most devices.")] = 20,
+    after: AfterOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List devices, newest first."""
-    given = {"group": group, "channel": channel, "bundle_id": bundle}
-    query = {name: value for name, value in given.items() if value is not None}
-    status = "retired" if retired else "enrolled"
-    page = client_of(url, key).get(_DEVICES, limit=limit, status=status, **query)
+    page = client_of(url, key).get(
+        _DEVICES,
+        limit=limit,
+        after=after,
+        status="retired" if retired else "enrolled",
+        group=group,
+        channel=channel,
+        bundle_id=bundle,
+    )
 
     def render(console: Console) -> None:
         table = Table("id", "name", "group", "online", "runs", "should run", "seen")
@@ -55,9 +59,9 @@ def list_devices(  # noqa: PLR0913 - its options
                 "yes" if item["is_online"] else "no",
                 _short((item["reported"] or {}).get("bundle_id")),
                 _short(item["desired_bundle_id"]),
-                _moment(item["last_seen_at"]),
+                moment(item["last_seen_at"]),
             )
-        console.print(table)
+        print_page(console, table, page)
 
     emit(page, as_json=as_json, render=render)
 
@@ -74,66 +78,50 @@ def show(
 def events(
     device_id: str,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most events.")] = 20,
+    after: AfterOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List what happened to a device, newest first."""
-    page = client_of(url, key).get(f"{_DEVICES}/{device_id}/events", limit=limit)
+    page = client_of(url, key).get(f"{_DEVICES}/{device_id}/events", limit=limit, after=after)
 
     def render(console: Console) -> None:
         table = Table("at", "level", "type", "message")
         for item in page["data"]:
-            table.add_row(_moment(item["created_at"]), item["level"], item["type"], item["message"])
-        console.print(table)
+            table.add_row(moment(item["created_at"]), item["level"], item["type"], item["message"])
+        print_page(console, table, page)
 
     emit(page, as_json=as_json, render=render)
-
-
-@app.command("enrol-code")
-def enrol_code(
-    group: Annotated[str, typer.Option(help="Group that the device comes into.")] = "default",
-    name: Annotated[str | None, typer.Option(help="What the device will be called.")] = None,
-    expires_in: Annotated[str, typer.Option(help="Such as 30m or 7d; at most 30d.")] = "1h",
-    url: UrlOption = None,
-    key: KeyOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Make a code that enrols one device. It is shown once."""
-    body: dict[str, Any] = {
-        "group": group,
-        "expires_in_s": int(parse_duration(expires_in, "--expires-in")),
-    }
-    if name is not None:
-        body["name"] = name
-    made = client_of(url, key).post(f"{_DEVICES}/enrolment_codes", body)
-
-    def render(console: Console) -> None:
-        until = _moment(made["expires_at"])
-        console.print(f"code    {made['code']}\nuntil   {until}\nIt is not shown again.")
-
-    emit(made, as_json=as_json, render=render)
 
 
 @app.command()
 def assign(  # noqa: PLR0913 - its options
     device_id: str,
+    name: Annotated[str | None, typer.Option(help="What it is called from now on.")] = None,
     group: Annotated[str | None, typer.Option(help="Group to move it to.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel of its own.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle to bind it to.")] = None,
     unpin: Annotated[
         bool, typer.Option("--unpin", help="Let its group decide bundle and channel again.")
     ] = False,
+    metadata: MetadataOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Change what decides about a device."""
-    given = {"group": group, "channel": channel, "bundle_id": bundle}
+    """Change a device: what decides about it, its name, its metadata."""
+    given = {
+        "name": name,
+        "group": group,
+        "channel": channel,
+        "bundle_id": bundle,
+        "metadata": parse_metadata(metadata),
+    }
     changes: dict[str, Any] = {"channel": None, "bundle_id": None} if unpin else {}
-    changes |= {name: value for name, value in given.items() if value is not None}
+    changes |= {attribute: value for attribute, value in given.items() if value is not None}
     if not changes:
-        raise ConfigError("nothing to change: give --group, --channel, --bundle or --unpin")
+        raise ConfigError("nothing to change: see maas device assign --help")
     _show(client_of(url, key).post(f"{_DEVICES}/{device_id}", changes), as_json=as_json)
 
 
@@ -176,7 +164,7 @@ def _show(device: dict[str, Any], *, as_json: bool) -> None:
             "runs": reported.get("bundle_id"),
             "state": reported.get("state"),
             "online": "yes" if device["is_online"] else "no",
-            "seen": _moment(device["last_seen_at"]),
+            "seen": moment(device["last_seen_at"]),
         }
         table = Table(show_header=False, box=None)
         for name, value in rows.items():

@@ -8,7 +8,9 @@ from rich.table import Table
 
 from maas.cli.client import KeyOption, UrlOption, client_of
 from maas.cli.durations import parse_duration
+from maas.cli.metadata import MetadataOption, parse_metadata
 from maas.cli.output import JsonFlag, emit
+from maas.cli.pages import AfterOption, print_page
 from maas.core.errors import ConfigError
 
 app = typer.Typer(help="Rollouts: start, watch, pause, resume, cancel.", no_args_is_help=True)
@@ -28,6 +30,7 @@ def start(  # noqa: PLR0913 - its options
     min_reports: Annotated[
         int, typer.Option(min=1, help="Failures that it takes at least to halt it.")
     ] = 1,
+    metadata: MetadataOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
@@ -39,6 +42,7 @@ def start(  # noqa: PLR0913 - its options
         "stages": [_stage(part) for part in stages.split(",")],
         "max_failure_percent": max_failure_percent,
         "min_reports": min_reports,
+        "metadata": parse_metadata(metadata),
     }
     _show(client_of(url, key).post(_ROLLOUTS, body), as_json=as_json)
 
@@ -57,12 +61,13 @@ def _stage(text: str) -> dict[str, float]:
 @app.command("list")
 def list_rollouts(
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most rollouts.")] = 20,
+    after: AfterOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List rollouts, newest first."""
-    page = client_of(url, key).get(_ROLLOUTS, limit=limit)
+    page = client_of(url, key).get(_ROLLOUTS, limit=limit, after=after)
 
     def render(console: Console) -> None:
         table = Table("id", "channel", "bundle", "status", "stage", "succeeded", "failed")
@@ -77,7 +82,7 @@ def list_rollouts(
                 f"{counts['succeeded']} of {counts['eligible']}",
                 str(counts["failed"]),
             )
-        console.print(table)
+        print_page(console, table, page)
 
     emit(page, as_json=as_json, render=render)
 

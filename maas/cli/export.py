@@ -1,5 +1,6 @@
 """``maas export``: from a model to a verified bundle for a device, in one call."""
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from rich.table import Table
 from maas.bootstrap import resolve_settings
 from maas.bootstrap.exports import ExportDemand, export_here
 from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
-from maas.cli.exports import download, export_there
+from maas.cli.exports import ask_for, download, export_there, print_export
+from maas.cli.metadata import MetadataOption, parse_metadata
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError, Unavailable
 from maas.edge.export.spec import (
+    BUNDLE_NAME,
     AdapterMode,
     Precision,
     Progress,
@@ -46,6 +49,7 @@ class _Wanted:
     precision: Precision
     demand: ExportDemand
     adapters: tuple[str, ...]
+    metadata: dict[str, str] | None
 
     def body(self) -> dict[str, Any]:
         """Return it as the API takes it."""
@@ -58,6 +62,8 @@ class _Wanted:
             "adapters": self.adapters,
             "shrink": None if demand.shrink is None else demand.shrink.model_dump(mode="json"),
             "quality": demand.quality.model_dump(),
+            "name": demand.name,
+            "metadata": self.metadata,
         }
 
 
@@ -79,9 +85,25 @@ _DivergenceOption = Annotated[
 ]
 
 
+_GoalOption = Annotated[
+    float, typer.Option(min=0, max=100, help="Share of the score the receipt holds it against.")
+]
+_AttemptsOption = Annotated[
+    int, typer.Option(min=1, max=10, help="Settings that are built and compared at most.")
+]
+_NameOption = Annotated[
+    str | None, typer.Option(help="Of the bundle; default: of model and precision.")
+]
+_DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Ask the platform for it, and do not wait.")
+]
+
+
 def export(  # noqa: PLR0913 - one a flag
     model: Annotated[str, typer.Argument(help="Model id, as in: maas model list.")],
-    out: Annotated[Path, typer.Option(help="File to write, by custom *.maas.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, by custom *.maas; unless --detach.")
+    ] = None,
     target: Annotated[str, typer.Option(help=", ".join(_TARGETS))] = "cpu",
     precision: Annotated[str, typer.Option(help=", ".join(_PRECISIONS))] = "int4",
     adapter: _AdapterOption = None,
@@ -91,8 +113,13 @@ def export(  # noqa: PLR0913 - one a flag
     target_mb: _MegabytesOption = None,
     shrink_by: Annotated[str, typer.Option(help=", ".join(_METHODS))] = "prune",
     max_divergence: _DivergenceOption = None,
+    goal: _GoalOption = 98.0,
+    max_attempts: _AttemptsOption = 4,
     recover_s: Annotated[float, typer.Option(min=0, help="Seconds of recovery.")] = 300.0,
     force: Annotated[bool, typer.Option(help="Make it all the same, marked as forced.")] = False,
+    name: _NameOption = None,
+    metadata: MetadataOption = None,
+    detach: _DetachOption = False,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
@@ -101,22 +128,52 @@ def export(  # noqa: PLR0913 - one a flag
     _check_one_of("target", target, _TARGETS)
     _check_one_of("precision", precision, _PRECISIONS)
     _check_one_of("adapter-mode", adapter_mode, _MODES)
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder; name a file")
+    if name is not None and not re.match(BUNDLE_NAME, name):
+        raise ConfigError(f"--name {name!r}: want at most 64 letters, digits, '.', '_' and '-'")
     try:
         shrink = _shrink(shrink_by, target_parameters, target_mb, recover_s)
         quality = QualityDemand(
-            min_score_percent=min_score, max_kl_divergence=max_divergence, force=force
+            min_score_percent=min_score,
+            goal_percent=goal,
+            max_kl_divergence=max_divergence,
+            max_attempts=max_attempts,
+            force=force,
         )
     except ValidationError as error:
         raise _refusal(error) from error
+    folders = _folders(adapter or [], url)
     wanted = _Wanted(
         model,
         _TARGETS[target],
         _PRECISIONS[precision],
-        ExportDemand(quality, shrink, _MODES[adapter_mode], _folders(adapter or [], url)),
+        ExportDemand(quality, shrink, _MODES[adapter_mode], folders, name),
         tuple(adapter or ()),
+        parse_metadata(metadata),
     )
+    if detach:
+        _ask(wanted, out, client_of(url, key), as_json=as_json)
+    else:
+        # The platform has no folder of this machine: those are exported here.
+        _make(wanted, out, None if folders else _platform(url, key), as_json=as_json)
+
+
+def _ask(wanted: _Wanted, out: Path | None, client: GatewayClient, *, as_json: bool) -> None:
+    if out is not None:
+        raise ConfigError("--detach writes no file: fetch it later with maas bundle download")
+    if wanted.demand.adapters:
+        raise ConfigError(
+            f"--adapter {wanted.demand.adapters[0]}: a folder is exported here, without --detach"
+        )
+    print_export(ask_for(client, wanted.body()), as_json=as_json)
+
+
+def _make(
+    wanted: _Wanted, out: Path | None, client: GatewayClient | None, *, as_json: bool
+) -> None:
+    if out is None:
+        raise ConfigError("name a file with --out, or leave it to the platform with --detach")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name a file")
     with _bar(is_quiet=as_json) as bar:
         task = bar.add_task("starting", total=100)
 
@@ -124,8 +181,6 @@ def export(  # noqa: PLR0913 - one a flag
             what = progress.message or progress.phase
             bar.update(task, completed=progress.percent, description=what)
 
-        # The platform has no folder of this machine: those are exported here.
-        client = None if wanted.demand.adapters else _platform(url, key)
         manifest = (
             _made_here(wanted, out, report)
             if client is None
@@ -138,6 +193,8 @@ def export(  # noqa: PLR0913 - one a flag
 def _made_here(wanted: _Wanted, out: Path, report: Report) -> dict[str, Any]:
     if wanted.adapters and not wanted.demand.adapters:
         raise ConfigError(f"--adapter {wanted.adapters[0]}: no folder, and no platform answers")
+    if wanted.metadata:
+        raise ConfigError("--metadata is the platform's to keep; this export is made without it")
     return export_here(
         resolve_settings(),
         wanted.model,

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
-from maas.cli.output import JsonFlag, emit
+from maas.cli.output import JsonFlag, emit, moment
+from maas.cli.pages import AfterOption, print_page
 from maas.core.errors import BundleRefused, EngineError, SourceUnreachable
 from maas.edge.export.spec import Progress
 from maas.edge.runtime.bundle.archive import verify
 from maas.edge.runtime.shelf.sources import Source
 
-app = typer.Typer(help="Exports: list, show, cancel.", no_args_is_help=True)
+app = typer.Typer(help="Exports: list, show, events, cancel.", no_args_is_help=True)
 _EXPORTS = "/exports"
 _POLL_S = 0.5
 _MAX_READS = 5
@@ -27,19 +28,20 @@ _OVER = frozenset({"succeeded", "failed", "cancelled"})
 @app.command("list")
 def list_exports(
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most exports.")] = 20,
+    after: AfterOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List exports, newest first."""
-    page = client_of(url, key).get(_EXPORTS, limit=limit)
+    page = client_of(url, key).get(_EXPORTS, limit=limit, after=after)
 
     def render(console: Console) -> None:
         table = Table("id", "model", "precision", "status", "bundle")
         for item in page["data"]:
             made = (item["bundle_id"] or "")[:12]
             table.add_row(item["id"], item["model"], item["precision"], item["status"], made)
-        console.print(table)
+        print_page(console, table, page)
 
     emit(page, as_json=as_json, render=render)
 
@@ -49,7 +51,28 @@ def show(
     export_id: str, url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False
 ) -> None:
     """Show an export."""
-    _show(client_of(url, key).get(f"{_EXPORTS}/{export_id}"), as_json=as_json)
+    print_export(client_of(url, key).get(f"{_EXPORTS}/{export_id}"), as_json=as_json)
+
+
+@app.command()
+def events(
+    export_id: str,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Most events.")] = 20,
+    after: AfterOption = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List what an export told, newest first."""
+    page = client_of(url, key).get(f"{_EXPORTS}/{export_id}/events", limit=limit, after=after)
+
+    def render(console: Console) -> None:
+        table = Table("at", "level", "message")
+        for item in page["data"]:
+            table.add_row(moment(item["created_at"]), item["level"], item["message"])
+        print_page(console, table, page)
+
+    emit(page, as_json=as_json, render=render)
 
 
 @app.command()
@@ -57,10 +80,12 @@ def cancel(
     export_id: str, url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False
 ) -> None:
     """End an export now."""
-    _show(client_of(url, key).post(f"{_EXPORTS}/{export_id}/cancel"), as_json=as_json)
+    print_export(client_of(url, key).post(f"{_EXPORTS}/{export_id}/cancel"), as_json=as_json)
 
 
-def _show(export: dict[str, Any], *, as_json: bool) -> None:
+def print_export(export: dict[str, Any], *, as_json: bool) -> None:
+    """Print an export."""
+
     def render(console: Console) -> None:
         table = Table(show_header=False, box=None)
         for name in ("id", "model", "target", "precision", "status", "bundle_id"):
@@ -78,6 +103,11 @@ def _show(export: dict[str, Any], *, as_json: bool) -> None:
     emit(export, as_json=as_json, render=render)
 
 
+def ask_for(client: GatewayClient, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Have the platform make a bundle; return the export as it stands, and wait for nothing."""
+    return client.post(_EXPORTS, body)
+
+
 def export_there(
     client: GatewayClient, body: Mapping[str, Any], report: Callable[[Progress], None]
 ) -> dict[str, Any]:
@@ -87,7 +117,7 @@ def export_there(
         BundleRefused: It keeps too little of the original.
         EngineError: It ended without a bundle.
     """
-    export = client.post(_EXPORTS, body)
+    export = ask_for(client, body)
     while export["status"] not in _OVER:
         told = export["progress"] or {"phase": "queued", "percent": 0, "message": export["id"]}
         report(Progress.model_validate(told))

@@ -13,6 +13,7 @@ from rich.table import Table
 from maas.cli.client import GatewayClient, KeyOption, UrlOption, client_of
 from maas.cli.job_watch import headline, printable
 from maas.cli.job_watch import watch as follow
+from maas.cli.metadata import MetadataOption, parse_metadata
 from maas.cli.output import JsonFlag, emit
 from maas.core.errors import ConfigError
 from maas.finetune.data.estimate import duration
@@ -40,16 +41,6 @@ def _number(text: str | None, option: str) -> str | float | int | None:
         raise ConfigError(f"{option} {text!r}: want a number or auto") from error
 
 
-def _pairs(pairs: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"--metadata {pair!r}: want NAME=VALUE")
-        found[name] = value
-    return found
-
-
 def _file_id(client: GatewayClient, given: str) -> str:
     """Return the id of a file that is here or was uploaded before."""
     path = Path(given)
@@ -71,7 +62,7 @@ def create(  # noqa: PLR0913 - one option for each thing a person may set
     learning_rate_multiplier: Annotated[str | None, typer.Option(help="Number or auto.")] = None,
     beta: Annotated[str | None, typer.Option(help="Of dpo: number or auto.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat.")] = None,
+    metadata: MetadataOption = None,
     url: UrlOption = None,
     key: KeyOption = None,
     as_json: JsonFlag = False,
@@ -85,7 +76,7 @@ def create(  # noqa: PLR0913 - one option for each thing a person may set
         "recipe": recipe,
     }
     given = {name: value for name, value in numbers.items() if value is not None}
-    labels = _pairs(metadata or [])
+    labels = parse_metadata(metadata)
     client = client_of(url, key)
     body: dict[str, Any] = {
         "model": model,
@@ -94,7 +85,7 @@ def create(  # noqa: PLR0913 - one option for each thing a person may set
         "suffix": suffix,
         "seed": seed,
         "method": {"type": method.value, method.value: {"hyperparameters": given}},
-        "metadata": labels or None,
+        "metadata": labels,
     }
     job = client.post(_JOBS, {name: value for name, value in body.items() if value is not None})
     _show(job, as_json=as_json)

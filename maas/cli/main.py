@@ -6,6 +6,7 @@ import typer
 
 from maas.cli import (
     audit,
+    bundle,
     data,
     deploy,
     device,
@@ -54,6 +55,7 @@ app.command()(controller)
 app.command()(usage)
 app.command()(export)
 app.add_typer(audit.app, name="audit")
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(device.app, name="device")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -27,6 +28,11 @@ def emit(result: Mapping[str, Any], *, as_json: bool, render: Callable[[Console]
     else:
         # Names are tenants' own: nothing in them is markup.
         render(Console(markup=False))
+
+
+def moment(seconds: int | None) -> str:
+    """Return epoch seconds as this machine's people read them; nothing for none."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def fail(error: MaasError) -> typer.Exit:

@@ -29,6 +29,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── BudgetExceeded          a budget was
     ├── Unavailable                 try again later
     │   ├── NoReplica               nothing is ready to serve this model
+    │   ├── EngineOverloaded        an engine has no room for one more request
     │   ├── StoreUnavailable        the database does not answer, or is busy for too long
     │   └── StorageUnavailable      the storage of files and adapters does not answer
     ├── EngineError                 an engine failed
@@ -177,6 +178,10 @@ class Unavailable(MaasError):
 
 class NoReplica(Unavailable):
     code = "no_replica"
+
+
+class EngineOverloaded(Unavailable):
+    code = "engine_overloaded"
 
 
 class StoreUnavailable(Unavailable):

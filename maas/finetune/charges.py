@@ -14,16 +14,15 @@ from typing import Any
 
 from maas.core.clock import Clock
 from maas.ledger.books import Books
-from maas.ledger.entries import Entry, Exactness, Payer
-from maas.ledger.holds import Holds
+from maas.ledger.entries import Entry, Payer
+from maas.ledger.holds import Holds, Work
 from maas.ledger.prices import Quantity
-from maas.ledger.tariff import Tariff
+from maas.ledger.tariff import DEFAULT_TIER, Tariff
 from maas.store.database import Database
 from maas.store.job_records import Job, JobChange, JobStatus
 from maas.store.jobs import JobRepository
 
 ENDPOINT = "/v1/fine_tuning/jobs"
-TIER = "default"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,10 @@ class TrainingLedger:
 
     def quote(self, job: Job, num_tokens: int, *, seconds: float | None = None) -> Quote:
         """Return what training so many tokens costs now, with what it may take."""
-        price, now = self._tariff.in_force().price_of(job.base_model_id, TIER), self._clock.now()
+        price, now = (
+            self._tariff.in_force().price_of(job.base_model_id, DEFAULT_TIER),
+            self._clock.now(),
+        )
         cost = price.cost(Quantity(training_tokens=num_tokens), now)
         return Quote(num_tokens, price.id, price.currency, cost, now, seconds)
 
@@ -115,23 +117,13 @@ class TrainingLedger:
 
     def _entry(self, job: Job) -> Entry:
         quoted = dict(job.estimate or {})
-        price, at = self._tariff.by_id(quoted["price_id"]), float(quoted["priced_at"])
         # Never more than was held: what a killed run trained twice is not the user's to pay.
         num_tokens = min(job.trained_tokens or 0, int(quoted["trained_tokens"]))
-        return Entry(
-            id=job.id,
-            at=at,
-            payer=self._payer(job),
-            request_id=job.request_id,
-            endpoint=ENDPOINT,
-            model_id=job.base_model_id,
-            tier=TIER,
-            price_id=price.id,
-            currency=price.currency,
-            amount=price.cost(Quantity(training_tokens=num_tokens), at),
-            exactness=Exactness.EXACT,
-            num_requests=1,
-            training_tokens=num_tokens,
+        return Work(job.id, job.request_id, ENDPOINT, job.base_model_id).charge(
+            self._payer(job),
+            Quantity(num_requests=1, training_tokens=num_tokens),
+            self._tariff.by_id(quoted["price_id"]),
+            float(quoted["priced_at"]),
         )
 
     def _payer(self, job: Job) -> Payer:

@@ -4,6 +4,7 @@ The work is a spender of the ledger under a name of its own (``maas.ledger.books
 books writes the one charge and gives back what is left; books that are closed stay closed.
 """
 
+from dataclasses import dataclass
 from decimal import Decimal
 
 from sqlalchemy import select
@@ -11,11 +12,53 @@ from sqlalchemy import select
 from maas.core.errors import BudgetExceeded, MaasError, NotFound, Unavailable
 from maas.ledger.books import Books, Want
 from maas.ledger.caps import Cap, Metric, caps_of, subject_of, subjects_of
-from maas.ledger.entries import Payer
+from maas.ledger.entries import Entry, Exactness, Opened, Payer
+from maas.ledger.prices import Price, Quantity
+from maas.ledger.reservation import entry_of
+from maas.ledger.tariff import DEFAULT_TIER
 from maas.store import limits
 from maas.store.database import Database
 from maas.store.money import from_nanos, to_nanos
 from maas.store.tenancy_tables import LimitRow, ProjectRow
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work that is charged as one.
+
+    Attributes:
+        id: Of the job, export or day's storage, and of its charge.
+        endpoint: Where it was asked for.
+        model_id: Whose price it has.
+    """
+
+    id: str
+    request_id: str
+    endpoint: str
+    model_id: str
+
+    def charge(self, payer: Payer, used: Quantity, price: Price, at: float) -> Entry:
+        """Return the one charge for it.
+
+        Args:
+            payer: On whose account.
+            used: What it took.
+            price: That was agreed on.
+            at: When it was, epoch seconds: decides the window and the off-peak factor.
+        """
+        opened = Opened(
+            id=self.id,
+            at=at,
+            payer=payer,
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            model_id=self.model_id,
+            tier=DEFAULT_TIER,
+            price_id=price.id,
+            input_tokens=0,
+        )
+        amount = price.cost(used, at)
+        return entry_of(opened, price, used, amount=amount, exactness=Exactness.EXACT)
 
 
 class Holds:

@@ -12,9 +12,10 @@ from sqlalchemy import and_, case, func, select
 
 from maas.core.clock import Clock
 from maas.ledger.books import Books
-from maas.ledger.entries import Entry, Exactness, Payer
+from maas.ledger.entries import Entry, Payer
+from maas.ledger.holds import Work
 from maas.ledger.prices import Quantity
-from maas.ledger.tariff import DEFAULT_TIER, Tariff
+from maas.ledger.tariff import Tariff
 from maas.store.database import Database
 from maas.store.finetune_tables import FileRow
 from maas.store.ledger_tables import JournalRow
@@ -80,22 +81,8 @@ class StorageLedger:
         entries: list[Entry] = []
         for project_id, organization_id, byte_seconds in self._kept(day):
             used = Quantity(storage_mib_hours=-int(-byte_seconds // _MIB_SECONDS))
-            entries.append(
-                Entry(
-                    id=f"storage:{project_id}:{date}",
-                    at=at,
-                    payer=Payer(organization_id, project_id, ""),
-                    request_id=f"storage-{date}",
-                    endpoint=ENDPOINT,
-                    model_id=STORAGE,
-                    tier=DEFAULT_TIER,
-                    price_id=price.id,
-                    currency=price.currency,
-                    amount=price.cost(used, at),
-                    exactness=Exactness.EXACT,
-                    storage_mib_hours=used.storage_mib_hours,
-                )
-            )
+            work = Work(f"storage:{project_id}:{date}", f"storage-{date}", ENDPOINT, STORAGE)
+            entries.append(work.charge(Payer(organization_id, project_id, ""), used, price, at))
         return entries
 
     def _kept(self, day: int) -> list[tuple[str, str, float]]:

@@ -146,10 +146,7 @@ class ChannelRepository:
             NotFound: The project has none of this name.
         """
         with self._database.read() as session:
-            row = _find_channel(session, project_id, name)
-            if row is None:
-                raise NotFound(f"no channel is called {name!r}")
-            return channel_of(row)
+            return channel_of(_channel_row(session, project_id, name))
 
     def list(self, project_id: str, window: Window) -> Page[Channel]:
         """Return a page of a project's channels; the cursor is a name."""
@@ -169,15 +166,34 @@ class ChannelRepository:
         with self._database.write(bump_revision=False) as session:
             if bundle_id is not None:
                 bundle_row(session, project_id, bundle_id)
-            unfinished = unfinished_rollout(session, project_id, name)
-            if unfinished is not None:
-                raise Conflict(
-                    f"rollout {unfinished.id} of the channel {name!r} is {unfinished.status}: "
-                    "cancel it first"
-                )
+            _check_no_rollout(session, project_id, name)
             row = find_or_add_channel(session, project_id, name, self._clock.now())
             row.bundle_id, row.updated_at = bundle_id, self._clock.now()
             return channel_of(row)
+
+    def delete(self, project_id: str, name: str) -> None:
+        """Remove a channel that nothing follows.
+
+        Raises:
+            NotFound: There is no such channel.
+            Conflict: A group or a device follows it, or a rollout of it is not over.
+        """
+        with self._database.write(bump_revision=False) as session:
+            row = _channel_row(session, project_id, name)
+            _check_no_rollout(session, project_id, name)
+            groups = select(DeviceGroupRow.name).where(
+                DeviceGroupRow.project_id == project_id, DeviceGroupRow.channel == name
+            )
+            devices = select(DeviceRow.id).where(
+                DeviceRow.project_id == project_id,
+                DeviceRow.channel == name,
+                DeviceRow.retired_at.is_(None),
+            )
+            for kind, followers in (("group", groups), ("device", devices)):
+                follower = session.scalars(followers.limit(1)).first()
+                if follower is not None:
+                    raise Conflict(f"the {kind} {follower} follows the channel {name!r}")
+            session.delete(row)
 
 
 def group_row(session: Session, project_id: str, name: str) -> DeviceGroupRow:
@@ -261,6 +277,22 @@ def _find_group(session: Session, project_id: str, name: str) -> DeviceGroupRow 
             DeviceGroupRow.project_id == project_id, DeviceGroupRow.name == name
         )
     ).one_or_none()
+
+
+def _channel_row(session: Session, project_id: str, name: str) -> DeviceChannelRow:
+    row = _find_channel(session, project_id, name)
+    if row is None:
+        raise NotFound(f"no channel is called {name!r}")
+    return row
+
+
+def _check_no_rollout(session: Session, project_id: str, channel: str) -> None:
+    unfinished = unfinished_rollout(session, project_id, channel)
+    if unfinished is not None:
+        raise Conflict(
+            f"rollout {unfinished.id} of the channel {channel!r} is {unfinished.status}: "
+            "cancel it first"
+        )
 
 
 def _find_channel(session: Session, project_id: str, name: str) -> DeviceChannelRow | None:

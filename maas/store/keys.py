@@ -8,9 +8,8 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Text, cast, select
+from sqlalchemy import ColumnElement, Text, cast, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -57,8 +56,8 @@ def check_key(presented: str, keys_by_id: Mapping[str, ApiKey]) -> ApiKey:
     return key
 
 
-def record_of(row: ApiKeyRow | Row[Any]) -> ApiKey:
-    """Return the row, or all columns of one, as a frozen record."""
+def record_of(row: ApiKeyRow) -> ApiKey:
+    """Return the row as a frozen record."""
     return ApiKey(
         id=row.id,
         project_id=row.project_id,

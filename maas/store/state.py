@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
@@ -11,7 +11,6 @@ from maas.core.ids import new_id
 from maas.store import (
     adapters,
     deployments,
-    keys,
     limits,
     organizations,
     projects,
@@ -20,10 +19,10 @@ from maas.store import (
     users,
 )
 from maas.store.database import Database
+from maas.store.living_keys import LivingKeys
 from maas.store.records import Alias, DesiredState, Priority
 from maas.store.tables import AliasRow, DeploymentRow, ReplicaRow, RevisionRow
 from maas.store.tenancy_tables import (
-    ApiKeyRow,
     LimitRow,
     OrganizationRow,
     ProjectMemberRow,
@@ -33,7 +32,6 @@ from maas.store.tenancy_tables import (
 )
 
 DEFAULT_PROJECT = "default"
-EXPIRED_KNOWN_S = 7 * 86400
 
 
 class StateReader:
@@ -42,6 +40,7 @@ class StateReader:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._living_keys = LivingKeys(clock)
 
     def read(self, known: DesiredState | None = None) -> DesiredState:
         """Return the state as it is now.
@@ -64,7 +63,7 @@ class StateReader:
                 return replace(known, replicas=live)
             return DesiredState(
                 revision=revision,
-                keys=tuple(keys.record_of(row) for row in session.execute(self._living_keys())),
+                keys=self._living_keys.read(session),
                 deployments=tuple(
                     deployments.record_of(row)
                     for row in session.scalars(
@@ -83,18 +82,6 @@ class StateReader:
         """Return the counter of changes; cheaper than anything else here."""
         with self._database.read() as session:
             return session.scalars(select(RevisionRow.value)).one()
-
-    def _living_keys(self) -> Select[Any]:
-        """Return the keys that gateways must know: a revoked one is refused as an unknown one is.
-
-        A key that has expired is known for a while longer, so that its owner is told.
-        """
-        told_until = self._clock.now() - EXPIRED_KNOWN_S
-        # Columns: thousands of devices have a key each, and a mapped object takes twice as long.
-        return select(*ApiKeyRow.__table__.c).where(
-            ApiKeyRow.revoked_at.is_(None),
-            or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > told_until),
-        )
 
 
 def _tenancy(session: Session) -> dict[str, Any]:

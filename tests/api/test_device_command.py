@@ -1,12 +1,14 @@
 """``maas device`` against a gateway: what an operator types, from the first code to the end."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from maas.cli import device_codes
 from maas.cli.main import app
 from maas.core.errors import ConfigError, Conflict, MaasError, NotFound
 from maas.core.ids import new_id
@@ -85,11 +87,75 @@ def test_device_is_listed_shown_assigned_and_retired(gateway, project, maas, dev
         maas("show", "device-nobody")
 
 
+def test_codes_are_listed_and_withdrawn(gateway: RunningGateway, maas: Run, device: FakeDevice):
+    code = maas("enrol-code", "--group", "default", "--metadata", "room=hall")
+    assert code["metadata"] == {"room": "hall"}
+    listed = maas("code", "list")["data"]
+    assert listed[0]["id"] == code["id"]
+    assert [item["device_id"] for item in listed] == [None, device.id]
+    assert {item["code"] for item in listed} == {None}
+    shown = maas("code", "list", as_json=False)
+    assert "open" in shown
+    assert code["code"] not in shown
+    assert maas("code", "delete", code["id"])["deleted"] is True
+    body = {"code": code["code"], "nonce": "m" * 32}
+    assert gateway.client.post("/v1/devices/enrol", json=body).status_code == 401
+    with pytest.raises(NotFound):
+        maas("code", "delete", code["id"])
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        maas("enrol-code", "--metadata", "room")
+
+
+def test_code_that_ran_out_is_shown_as_expired(maas: Run, monkeypatch):
+    maas("enrol-code", "--expires-in", "1m")
+    now = time.time()
+    monkeypatch.setattr(device_codes.time, "time", lambda: now + 61)
+    assert "expired" in maas("code", "list", as_json=False)
+
+
+def test_lists_go_on_after_a_page(maas: Run):
+    first, second = (maas("enrol-code")["id"] for _ in range(2))
+    maas("group", "create", "shops", "--channel", "beta")
+    page = maas("code", "list", "--limit", "1")
+    assert [item["id"] for item in page["data"]] == [second]
+    assert f"--after {second}" in maas("code", "list", "--limit", "1", as_json=False)
+    (rest,) = maas("code", "list", "--after", second)["data"]
+    assert rest["id"] == first
+    assert "--after" not in maas("code", "list", as_json=False)
+    (group,) = maas("group", "list", "--after", "default")["data"]
+    assert group["name"] == "shops"
+    (channel,) = maas("channel", "list", "--limit", "1")["data"]
+    assert channel["name"] == "stable"
+
+
+def test_device_is_renamed(maas: Run, device: FakeDevice):
+    changed = maas("assign", device.id, "--name", "hall", "--metadata", "floor=2")
+    assert (changed["name"], changed["metadata"]) == ("hall", {"floor": "2"})
+
+
+def test_channel_is_cleared_and_deleted(gateway, project, maas: Run, device: FakeDevice):
+    bundle_id = made_bundle(gateway.store, project[0], gateway.home, "b")
+    maas("channel", "set", "stable", "--bundle", bundle_id)
+    assert maas("channel", "show", "stable")["bundle_id"] == bundle_id
+    assert device.beat()["desired"]["bundle_id"] == bundle_id
+    assert maas("channel", "clear", "stable")["bundle_id"] is None
+    assert device.beat()["desired"] is None
+    for command in ("show", "clear", "delete"):
+        with pytest.raises(NotFound):
+            maas("channel", command, "stabel")
+    assert [item["name"] for item in maas("channel", "list")["data"]] == ["stable"]
+    with pytest.raises(Conflict, match="the group default follows"):
+        maas("channel", "delete", "stable")
+    maas("channel", "set", "beta", "--bundle", bundle_id)
+    assert maas("channel", "delete", "beta")["deleted"] is True
+
+
 def test_groups_are_made_changed_and_removed(maas: Run, engine: FakeEngine):
     made = maas("group", "create", "shops", "--fallback-model", "tiny", "--heartbeat-s", "30")
     assert (made["fallback_model"], made["heartbeat_s"], made["channel"]) == ("tiny", 30, "stable")
     with pytest.raises(Conflict):
         maas("group", "create", "shops")
+    assert maas("group", "show", "shops") == made
     changed = maas("group", "set", "shops", "--no-fallback", "--channel", "beta")
     assert (changed["fallback_model"], changed["channel"]) == (None, "beta")
     with pytest.raises(ConfigError, match="nothing to change"):
@@ -103,7 +169,9 @@ def test_groups_are_made_changed_and_removed(maas: Run, engine: FakeEngine):
 def test_rollout_is_started_watched_and_ended(gateway, project, maas, device):
     bad = made_bundle(gateway.store, project[0], gateway.home, "bad")
     device.fails = frozenset({bad})
-    rollout = maas("rollout", "start", bad, "--stages", "100:10m", "--max-failure-percent", "10")
+    stages = ("--stages", "100:10m", "--max-failure-percent", "10", "--metadata", "a=b")
+    rollout = maas("rollout", "start", bad, *stages)
+    assert rollout["metadata"] == {"a": "b"}
     assert rollout["stages"] == [{"percent": 100.0, "min_s": 600.0}]
     device.beat()
     device.beat()

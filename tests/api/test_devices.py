@@ -14,6 +14,7 @@ from httpx import Client
 
 from maas.core.ids import new_id
 from maas.gateway.devices.pace import BURST, INTERVAL_S
+from maas.store.audit_log import AuditFilter
 from maas.store.key_terms import KeyTerms
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.rollouts import RolloutRepository
@@ -528,6 +529,30 @@ def test_changes_take_away_only_what_may_be_missing(yard: Yard) -> None:
     assert [item["name"] for item in yard.get("/channels")["data"]] == ["stable", "beta"]
     assert yard.get("/channels?limit=1")["last_id"] == "stable"
     assert yard.get("/channels?after=stable")["data"][0]["name"] == "beta"
+
+
+def test_channel_is_deleted_once_nothing_follows_it(yard: Yard) -> None:
+    device, bundle_id = yard.device(), yard.bundle()
+    path = "/v1/devices/channels/beta"
+    yard.post("/groups", {"name": "shops", "channel": "beta"})
+    yard.post(f"/{device.id}", {"channel": "beta"})
+    rollout = yard.post("/rollouts", {"channel": "beta", "bundle_id": bundle_id})
+    for name, undo in (
+        (rollout["id"], lambda: yard.post(f"/rollouts/{rollout['id']}/cancel", {})),
+        ("shops", lambda: yard.client.delete("/v1/devices/groups/shops")),
+        (device.id, lambda: yard.post(f"/{device.id}", {"channel": None})),
+    ):
+        refused = yard.client.delete(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+        assert name in refused.json()["error"]["message"]
+        undo()
+    gone = yard.client.delete(path).json()
+    assert gone == {"object": "device.channel", "id": "beta", "deleted": True}
+    assert yard.client.delete(path).status_code == 404
+    assert [item["name"] for item in yard.get("/channels")["data"]] == ["stable"]
+    wanted = AuditFilter(project_ids=(yard.project_id,))
+    (told,) = yard.gateway.store.tenancy.audit.list(wanted, limit=1).items
+    assert told.action == "device.channel.deleted"
 
 
 def test_summary_counts_by_status_bundle_and_group(yard: Yard) -> None:

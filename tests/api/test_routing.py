@@ -94,6 +94,50 @@ def test_dead_replica_is_retried_elsewhere_and_nobody_notices(gateway):
     assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_full_replica_is_passed_over_and_full_ones_are_a_503_that_says_when(gateway):
+    with fake_engine() as good, fake_engine() as full:
+        deployment = gateway.deploy(good, model="crowd")
+        gateway.lease(deployment, full, name="b")
+        full.status, full.retry_after = 429, "7"
+        answers = [gateway.chat(f"hi {i}", model="crowd", stream=bool(i % 2)) for i in range(10)]
+        assert [answer.status_code for answer in answers] == [200] * 10
+        assert full.requests, "it was asked, or nothing is shown"
+        good.status, good.retry_after = 429, "11"
+        for stream in (False, True):
+            refused = gateway.chat("one more", model="crowd", stream=stream)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (503, "engine_overloaded")
+            assert error["type"] == "server_error"
+            assert "'crowd' is overloaded" in error["message"]
+            assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == (
+                "7",
+                "7000",
+            )
+            assert "x-maas-limit" not in refused.headers, "no limit of the caller's"
+        good.status = 503
+        assert gateway.chat(model="crowd").json()["error"]["code"] == "engine_overloaded"
+        good.status = 200
+        assert gateway.chat(model="crowd").status_code == 200
+
+
+@pytest.mark.parametrize("said", [None, "Sun, 06 Nov 1994 08:49:37 GMT", "-1", "9" * 30, "inf"])
+def test_engine_that_does_not_say_when_in_seconds_gets_our_own_delay(gateway, engine, said):
+    engine.status, engine.retry_after = 429, said
+    refused = gateway.chat()
+    engine.retry_after = None
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+
+
+def test_sdk_comes_again_by_itself_when_an_engine_is_full(gateway, engine):
+    engine.status, engine.retry_after = 429, "0"
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=2)
+    with pytest.raises(openai.InternalServerError) as refused:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}])
+    engine.retry_after = None
+    assert refused.value.code == "engine_overloaded"
+    assert len(engine.requests) == 3
+
+
 def test_same_prompt_goes_to_the_same_replica_and_load_spreads(gateway):
     with fake_engine() as first, fake_engine() as second:
         deployment = gateway.deploy(first, model="two")

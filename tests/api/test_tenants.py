@@ -105,6 +105,7 @@ OWNED: dict[str, dict[str, Any] | None] = {
     "GET /v1/devices/channels/{channel_name}": None,
     # A channel is made by its name; the bundle is what is somebody's.
     "POST /v1/devices/channels/{channel_name}": {"bundle_id": "BUNDLE"},
+    "DELETE /v1/devices/channels/{channel_name}": None,
     "GET /v1/devices/rollouts/{rollout_id}": None,
     "POST /v1/devices/rollouts/{rollout_id}/pause": None,
     "POST /v1/devices/rollouts/{rollout_id}/resume": None,

@@ -27,6 +27,7 @@ class FakeEngine:
     model: str = "tiny"
     max_model_len: int = 512
     status: int = 200
+    retry_after: str | None = None
     secret: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -66,7 +67,8 @@ class FakeEngine:
         self.headers.append(headers)
         if self.status != 200:
             text = "failed in /opt/engine/secret/path.py"
-            await _json(send, self.status, {"error": {"message": text, "code": self.status}})
+            error = {"error": {"message": text, "code": self.status}}
+            await _json(send, self.status, error, retry_after=self.retry_after)
             return
         if path == "/v1/embeddings":
             await self._embed(body, send)
@@ -197,9 +199,11 @@ async def _until_disconnect(receive) -> None:
         pass
 
 
-async def _json(send, status: int, body: Any) -> None:
+async def _json(send, status: int, body: Any, *, retry_after: str | None = None) -> None:
     raw = json.dumps(body, separators=(",", ":")).encode()
     headers = [(b"content-type", b"application/json"), (b"x-engine-secret", b"internals")]
+    if retry_after is not None:
+        headers.append((b"Retry-After", retry_after.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
 

@@ -14,8 +14,8 @@ from typing import Any
 from maas.core.clock import Clock
 from maas.edge.export.estimate import Seconds
 from maas.ledger.books import Books
-from maas.ledger.entries import Entry, Exactness
-from maas.ledger.holds import Holds
+from maas.ledger.entries import Entry
+from maas.ledger.holds import Holds, Work
 from maas.ledger.prices import Quantity
 from maas.ledger.tariff import DEFAULT_TIER, Tariff
 from maas.store.database import Database
@@ -123,24 +123,12 @@ class ExportLedger:
         return _milliseconds(min(export.used_s, float(export.estimate["max_seconds"])))
 
     def _entry(self, export: Export, milliseconds: int) -> Entry:
-        price, at = (
+        work = Work(export.id, export.request_id, ENDPOINT, export.base_model_id)
+        return work.charge(
+            self._holds.payer_of(export.project_id, export.key_id),
+            Quantity(num_requests=1, export_milliseconds=milliseconds),
             self._tariff.by_id(export.estimate["price_id"]),
             float(export.estimate["priced_at"]),
-        )
-        return Entry(
-            id=export.id,
-            at=at,
-            payer=self._holds.payer_of(export.project_id, export.key_id),
-            request_id=export.request_id,
-            endpoint=ENDPOINT,
-            model_id=export.base_model_id,
-            tier=DEFAULT_TIER,
-            price_id=price.id,
-            currency=price.currency,
-            amount=price.cost(Quantity(export_milliseconds=milliseconds), at),
-            exactness=Exactness.EXACT,
-            num_requests=1,
-            export_milliseconds=milliseconds,
         )
 
 

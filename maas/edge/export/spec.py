@@ -11,6 +11,7 @@ AdapterMode = Literal["merge", "runtime"]
 Target = Literal["cpu", "cuda", "mobile"]
 Precision = Literal["int4", "int8", "fp16"]
 ShrinkMethod = Literal["prune", "low_rank", "both"]
+BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 # Nats a golden token may lie from the original: the answers stay the original's in kind.
 MAX_KL_DIVERGENCE = 0.25
 

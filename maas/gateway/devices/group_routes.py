@@ -76,3 +76,10 @@ def set_channel(
 ) -> ChannelObject:
     """Give all devices of a channel a bundle at once, without stages."""
     return shown_channel(service.fleet.channels.set(who.project.id, channel_name, body.bundle_id))
+
+
+@router.delete("/channels/{channel_name}")
+def delete_channel(channel_name: str, who: WhoDep, service: ServiceDep) -> Deleted:
+    """Remove a channel that no group, device or rollout follows."""
+    service.fleet.channels.delete(who.project.id, channel_name)
+    return Deleted(object="device.channel", id=channel_name)

@@ -5,7 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from maas.edge.export.spec import AdapterMode, Precision, QualityDemand, ShrinkDemand, Target
+from maas.edge.export.spec import (
+    BUNDLE_NAME,
+    AdapterMode,
+    Precision,
+    QualityDemand,
+    ShrinkDemand,
+    Target,
+)
 from maas.edge.runtime.bundle.manifest import MAX_ADAPTERS
 from maas.gateway.organization.wire import Body
 from maas.store.export_records import Export, ExportEvent
@@ -27,7 +34,7 @@ class ExportBody(Body):
     model: _Name
     target: Target = "cpu"
     precision: Precision = "int4"
-    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = None
+    name: Annotated[str | None, Field(pattern=BUNDLE_NAME)] = None
     adapter_mode: AdapterMode = "merge"
     adapters: Annotated[tuple[_Name, ...], Field(max_length=MAX_ADAPTERS)] = ()
     shrink: ShrinkDemand | None = None

@@ -232,6 +232,7 @@ class Relay:
             LimitExceeded: It would pass a limit of its caller.
             CapabilityMissing: No engine of this model can do it.
             NoReplica: None is ready, or none answers.
+            EngineOverloaded: None has room.
         """
         started = perf_counter()
         shown_name, record.model = entry.name, entry.root

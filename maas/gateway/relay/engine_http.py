@@ -6,6 +6,7 @@ callback that read it (``EngineResponse.pipe_to``). See docs/adr/0006-raw-engine
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import cast
@@ -18,6 +19,7 @@ MAX_BUFFERED_BYTES = 256 * 1024
 Sink = Callable[[bytes], None]
 FramedSink = Callable[[bytes, int], bool]
 _CONTINUE_STATUSES = range(100, 200)
+_SECONDS = re.compile(rb"\d{1,6}")
 
 
 class EngineResponse:
@@ -27,6 +29,7 @@ class EngineResponse:
         status: Once ``head`` has returned.
         has_begun: Whether any byte of it came.
         is_complete: Whether all of it came.
+        retry_after_s: When to come again, where its head says so in seconds.
         sink: Where its body goes while ``pipe_to`` runs.
         framed_sink: Where whole chunks are offered first, then.
     """
@@ -40,6 +43,7 @@ class EngineResponse:
         "framed_sink",
         "has_begun",
         "is_complete",
+        "retry_after_s",
         "sink",
         "status",
     )
@@ -48,6 +52,7 @@ class EngineResponse:
         self.status = 0
         self.has_begun = False
         self.is_complete = False
+        self.retry_after_s: int | None = None
         self.sink: Sink | None = None
         self.framed_sink: FramedSink | None = None
         self._connection = connection
@@ -310,10 +315,13 @@ class EngineConnection(asyncio.Protocol):
         self._is_between_chunks = self._is_between_chunks and data.endswith(b"\r\n")
         response.deliver(len(data))
 
-    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: ARG002 - httptools' signature
-        """Note how the body's end will be known."""
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note how the body's end will be known, and when to come again."""
+        lowered = name.lower()
+        if lowered in (b"content-length", b"transfer-encoding"):
             self._has_length = True
+        elif lowered == b"retry-after" and self.response is not None and _SECONDS.fullmatch(value):
+            self.response.retry_after_s = int(value)
 
     def on_headers_complete(self) -> None:
         """Note the status; interim answers (100, 103) are not the answer."""

@@ -4,6 +4,7 @@ import ipaddress
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from starlette.types import Scope
 
@@ -120,16 +121,38 @@ def _holds(scope: Scope, network: Network) -> bool:
     return address is not None and (mapped or address) in network
 
 
-def key_access(state: DesiredState) -> dict[str, KeyAccess]:
-    """Return what each key of a state may do, by its id."""
+def key_access(
+    state: DesiredState,
+    known: Mapping[str, KeyAccess] | None = None,
+    known_of: DesiredState | None = None,
+) -> dict[str, KeyAccess]:
+    """Return what each key of a state may do, by its id.
+
+    Args:
+        state: As read from the store.
+        known: What was worked out before; taken over for a key that is as it was, where nobody's
+            role, project or organisation is another.
+        known_of: The state it was worked out of.
+    """
     organizations = {item.id: item for item in state.organizations}
     projects = {item.id: item for item in state.projects}
     roles = _Roles(state)
+    held = known or {}
+    if known_of is None or not _is_ruled_alike(state, known_of):
+        held = dict[str, KeyAccess]()
     return {
-        key.id: _access(key, projects[key.project_id], organizations, roles)
+        key.id: access
+        if (access := held.get(key.id)) is not None and access.key is key
+        else _access(key, projects[key.project_id], organizations, roles)
         for key in state.keys
         if key.project_id in projects
     }
+
+
+def _is_ruled_alike(state: DesiredState, other: DesiredState) -> bool:
+    """Say whether all but the keys themselves that decides about a key is the same."""
+    ruling = attrgetter("organizations", "projects", "users", "members", "service_accounts")
+    return ruling(state) == ruling(other)
 
 
 class _Roles:

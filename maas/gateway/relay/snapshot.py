@@ -160,6 +160,7 @@ def build_snapshot(
     describe: Describe,
     connect: Connect,
     previous: Snapshot | None = None,
+    previous_state: DesiredState | None = None,
 ) -> Snapshot:
     """Return the snapshot of a state.
 
@@ -169,6 +170,7 @@ def build_snapshot(
         describe: Facts of a model id.
         connect: Capabilities and authorization of a deployment's engine.
         previous: The snapshot before it; of the same revision, its keys are taken over.
+        previous_state: Of which that was built.
     """
     ready: dict[str, list[Replica]] = {}
     for replica in state.replicas:
@@ -205,7 +207,7 @@ def build_snapshot(
         models=models,
         tuned=tuned,
         keys={key.id: key for key in state.keys},
-        access=key_access(state),
+        access=key_access(state, previous.access if previous else None, previous_state),
         organizations={item.id: item for item in state.organizations},
         projects={item.id: item for item in state.projects},
         limits=state.limits,
@@ -375,6 +377,7 @@ class SnapshotReader:
                     self._describe,
                     self._connect,
                     self.current,
+                    self._known,
                 )
             self._known = state
             await self._renew(force=has_moved)

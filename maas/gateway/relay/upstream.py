@@ -1,7 +1,7 @@
 """Sends a checked request to an engine and hands its answer back; retries before the first byte."""
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -11,6 +11,7 @@ import msgspec
 from maas.core.errors import (
     CapabilityMissing,
     EngineError,
+    EngineOverloaded,
     EngineUnreachable,
     InvalidRequest,
     MaasError,
@@ -55,11 +56,20 @@ class _FaultBody(msgspec.Struct):
     message: str | None = None
 
 
-def refusal_of(status: int, body: bytes) -> MaasError:
+def refusal_of(status: int, body: bytes, retry_after_s: int | None = None) -> MaasError:
     """Return our error for an engine's answer that is not a success.
 
-    An engine's own words go on for a 4xx, as they explain the request; paths are taken out.
+    An engine's own words go on for a 4xx, as they explain the request; paths are taken out. Its
+    429 is no limit of the caller's: it has no room.
+
+    Args:
+        status: Of the answer.
+        body: Of the answer.
+        retry_after_s: What its head said of coming again.
     """
+    if status == 429:
+        known = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
+        return EngineOverloaded("the engine has no room for one more request", **known)
     try:
         fault = msgspec.json.decode(body, type=_FaultBody)
     except msgspec.DecodeError:
@@ -331,7 +341,7 @@ class Upstream:
             CapabilityMissing: No engine of this model can do it.
             NoReplica: None is ready.
             InvalidRequest: The engine refused it.
-            EngineError: Every replica that was tried failed.
+            EngineOverloaded: Every replica that was tried failed, and one for want of room.
         """
         targets = self.targets_for(entry, request)
         prefix = b""
@@ -339,9 +349,9 @@ class Upstream:
             # One adapter's requests go to one replica: there it is in the batch already, and each
             # replica has fewer of them to swap. Its prefixes are cached there too.
             prefix = entry.root.encode() if entry.is_adapter else request.prefix
-        tried: list[str] = []
+        failures: dict[str, EngineError | EngineOverloaded] = {}
         while True:
-            target = self._router.choose(targets, prefix=prefix, tried=tried)
+            target = self._router.choose(targets, prefix=prefix, tried=failures)
             lease = self._router.hold(target.replica.id, request.num_tokens_estimate)
             try:
                 answer = await self._ask(target, request, caller)
@@ -349,14 +359,12 @@ class Upstream:
                 return answer
             except BaseException as error:
                 lease()
-                if not isinstance(error, EngineError):
+                if not isinstance(error, (EngineError, EngineOverloaded)):
                     raise
                 self._router.suspect(target.replica.id)
-                tried.append(target.replica.id)
-                if len(tried) == min(MAX_ATTEMPTS, len(targets)):
-                    raise NoReplica(
-                        f"the model {entry.name!r} is not answering: {error.message}; try again"
-                    ) from error
+                failures[target.replica.id] = error
+                if len(failures) == min(MAX_ATTEMPTS, len(targets)):
+                    raise _given_up(entry.name, list(failures.values())) from error
                 self._meter.num_retries += 1
 
     def _silent(self) -> Unavailable:
@@ -375,7 +383,8 @@ class Upstream:
             response = await self._pool.post(origin, _encode(origin, target, request, caller))
             try:
                 if response.status != 200:
-                    raise refusal_of(response.status, await response.read())
+                    body = await response.read()
+                    raise refusal_of(response.status, body, response.retry_after_s)
                 # With the first bytes in hand, another replica can still be asked if this one died.
                 first = await response.readany() if request.is_stream else await response.read()
                 if not first:
@@ -388,6 +397,16 @@ class Upstream:
         except OSError as error:
             raise EngineUnreachable("the engine does not answer") from error
         return EngineAnswer(response, first, target, request)
+
+
+def _given_up(name: str, failures: Sequence[EngineError | EngineOverloaded]) -> Unavailable:
+    """Return the error for a request that no replica took."""
+    full = [error for error in failures if isinstance(error, EngineOverloaded)]
+    if not full:
+        return NoReplica(f"the model {name!r} is not answering: {failures[-1].message}; try again")
+    waits = [error.context["retry_after_s"] for error in full if "retry_after_s" in error.context]
+    known = {"retry_after_s": min(waits)} if waits else {}
+    return EngineOverloaded(f"the model {name!r} is overloaded; try again later", **known)
 
 
 def _encode(origin: Origin, target: Target, request: EngineRequest, caller: Caller) -> bytes:

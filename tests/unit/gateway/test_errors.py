@@ -44,6 +44,7 @@ def test_codes_are_unique_and_the_table_names_known_errors():
         (errors.AuthenticationFailed, 401),
         (errors.ModelNotFound, 404),
         (errors.NoReplica, 503),
+        (errors.EngineOverloaded, 503),
         (errors.EngineUnreachable, 502),
         (errors.WeightsCorrupt, 500),
     ],

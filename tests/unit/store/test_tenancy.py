@@ -12,10 +12,11 @@ from maas.core.errors import Conflict, InvalidRequest, MaasError, NotFound
 from maas.store.database import Database
 from maas.store.key_terms import KeyTerms
 from maas.store.limits import LimitKey
+from maas.store.living_keys import EXPIRED_KNOWN_S
 from maas.store.pages import Window
 from maas.store.projects import ProjectChange
 from maas.store.records import LimitScope, Priority, Role
-from maas.store.state import EXPIRED_KNOWN_S, StateReader, ensure_project
+from maas.store.state import StateReader, ensure_project
 from maas.store.tables import Base
 from maas.store.tenancy import open_tenancy
 
