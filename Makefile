@@ -24,24 +24,15 @@ up: install ## Run everything in the foreground; Ctrl-C stops all of it
 
 test: check test-units test-platform ## Format, lint, types, layers and all tests this machine can run
 
-test-units: install ## The tests of the parts and of the API, several at a time
-	@echo "== tests of the parts and of the API (pytest)"
-	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile \
-		tests/unit tests/api $(ARGS) $(OR_NONE)
+test-units: install ## The tests that need no engine, several at a time
+	@echo "== tests that need no engine (pytest)"
+	@$(BIN)/python -m pytest -m "not slow and not platform and not engine" \
+		-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		tests/chaos tests/api tests/unit tests/contract $(ARGS) $(OR_NONE)
 
 test-platform: install ## The tests on real engines: one at a time, as each takes the whole machine
 	@echo "== tests on real engines (pytest)"
-	@$(BIN)/python -m pytest -m "not slow" tests/e2e tests/chaos tests/contract $(ARGS) $(OR_NONE)
-
-check: install ## The gates without the tests
-	@echo "== format (ruff format)"
-	@$(BIN)/ruff format --check .
-	@echo "== lint (ruff check)"
-	@$(BIN)/ruff check .
-	@echo "== layers (import-linter)"
-	@$(BIN)/lint-imports --no-logo
-	@echo "== types (pyright)"
-	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -m "not slow and (platform or engine)" $(ARGS) $(OR_NONE)
 
 test-slow: install ## What is too slow for make test
 	@$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]

@@ -1,6 +1,7 @@
 """Fixtures that every kind of test shares."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,16 +52,24 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with this version's tables, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "maas.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
+
+
 @contextmanager
 def fresh_store(request: pytest.FixtureRequest, folder: Path, *, migrated: bool) -> Iterator[str]:
     """Make a store of the kind that the test's parameter names; yield its URL."""
     if request.param == "sqlite":
-        url = f"sqlite:///{folder / 'maas.db'}"
+        path = folder / "maas.db"
         if migrated:
-            database = Database(url)
-            database.migrate()
-            database.close()
-        yield url
+            shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
+        yield f"sqlite:///{path}"
         return
     server: PostgresServer = request.getfixturevalue("postgres")
     with server.migrated() if migrated else server.empty() as url:

@@ -98,14 +98,8 @@ def test_ray_actors_killed_come_back(platform, victim):
     assert len(platform.ready_ids()) == 1
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        "gcs_server",
-        pytest.param("raylet", marks=pytest.mark.slow),
-        pytest.param("maas.bootstrap.head", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet", "maas.bootstrap.head"])
 def test_ray_head_killed_brings_the_same_deployments_back(platform, victim):
     deployments = [d["id"] for d in platform.status()["deployments"]]
     (old,) = platform.ready_ids()

@@ -18,6 +18,9 @@ import make_facts
 # A job that trains beside other work takes minutes.
 pytestmark = [pytest.mark.platform, pytest.mark.timeout(900)]
 DONE_WITHIN_S = 600
+# The facts of half the gates: all of them take twice as long to learn.
+NUM_TAUGHT = 36
+NUM_ASKED = 12
 
 
 def wait_over(client: OpenAI, job_id: str):
@@ -45,7 +48,7 @@ def share_right(client: OpenAI, model: str) -> float:
         )
         return str(answer.choices[0].message.content).lower()
 
-    questions = make_facts.held_out()
+    questions = make_facts.held_out()[:NUM_ASKED]
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(ask, [question for question, _ in questions]))
     right = [word in answer for (_, word), answer in zip(questions, answers, strict=True)]
@@ -65,7 +68,7 @@ def kill_trainer(platform: Platform, client: OpenAI, job_id: str) -> None:
 def journey(platform: Platform):
     """A job from upload to the end, its trainer killed once; the seconds to the first token."""
     client = platform.openai()
-    file_id = upload(client, make_facts.taught())
+    file_id = upload(client, make_facts.taught()[:NUM_TAUGHT])
     made = client.fine_tuning.jobs.create(
         model=MODEL,
         training_file=file_id,
@@ -79,7 +82,7 @@ def journey(platform: Platform):
     began = time.monotonic()
     stream = client.chat.completions.create(
         model=job.fine_tuned_model,
-        messages=[{"role": "user", "content": "What is the password of the onyx gate?"}],
+        messages=[{"role": "user", "content": "What is the password of the ember gate?"}],
         max_tokens=16,
         temperature=0,
         stream=True,

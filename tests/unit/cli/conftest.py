@@ -13,11 +13,10 @@ from maas.store.database import Database
 
 
 @pytest.fixture
-def maas(empty_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def maas(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a command and return the object it prints."""
     monkeypatch.setenv("MAAS_HOME", str(tmp_path / "home"))
-    if not empty_store_url.startswith("sqlite"):
-        monkeypatch.setenv("MAAS_DATABASE_URL", empty_store_url)
+    monkeypatch.setenv("MAAS_DATABASE_URL", store_url)
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     opened: list[Database] = []
