@@ -70,7 +70,9 @@ def list_rollouts(
     page = client_of(url, key).get(_ROLLOUTS, limit=limit, after=after)
 
     def render(console: Console) -> None:
-        table = Table("id", "channel", "bundle", "status", "stage", "succeeded", "failed")
+        table = Table(
+            "id", "channel", "bundle", "status", "stage", "succeeded", "failed", "missing"
+        )
         for item in page["data"]:
             counts = item["counts"]
             table.add_row(
@@ -81,6 +83,7 @@ def list_rollouts(
                 _stage_of(item),
                 f"{counts['succeeded']} of {counts['eligible']}",
                 str(counts["failed"]),
+                str(counts["missing"]),
             )
         print_page(console, table, page)
 

@@ -115,6 +115,7 @@ class Counts:
         targeted: That follow its channel.
         eligible: That are in its stage.
         pending: In its stage, and nothing is known of them yet.
+        missing: Of these, those that fell silent after they were told to take the bundle.
     """
 
     targeted: int
@@ -122,6 +123,8 @@ class Counts:
     succeeded: int
     failed: int
     pending: int
+    # Counts that were kept by an earlier version have none.
+    missing: int = 0
 
 
 @dataclass(frozen=True)

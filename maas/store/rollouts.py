@@ -194,12 +194,7 @@ class RolloutRepository:
             return Step.WAIT
         done = _Done.read(session, row)
         members = [
-            Member(
-                is_online=device.is_online(now),
-                is_recent=(device.last_seen_at or 0.0) > now - RECENT_S,
-                is_done=done.succeeded(device) or done.failed(device),
-                is_told=device.told.get(row.bundle_id) == Told(row.attempt, row.id),
-            )
+            done.member(device, now)
             for device in done.devices
             if is_in(row.id, device.id, stage.percent)
         ]
@@ -215,13 +210,14 @@ class RolloutRepository:
         row.status, row.updated_at = status.value, self._clock.now()
 
     def _end(self, session: Session, row: DeviceRolloutRow, status: RolloutStatus) -> None:
-        row.counts = asdict(_counts(session, row))
+        row.counts = asdict(_counts(session, row, self._clock.now()))
         self._change(row, status)
         row.finished_at = row.updated_at
 
     def _seen(self, session: Session, row: DeviceRolloutRow) -> Rollout:
-        counts = Counts(**row.counts) if row.counts is not None else _counts(session, row)
-        return rollout_of(row, counts)
+        if row.counts is not None:
+            return rollout_of(row, Counts(**row.counts))
+        return rollout_of(row, _counts(session, row, self._clock.now()))
 
 
 class _Done:
@@ -234,6 +230,7 @@ class _Done:
         updates: list[tuple[str, int, bool]],
     ) -> None:
         self._bundle_id = row.bundle_id
+        self._told = Told(row.attempt, row.id)
         self._succeeded = {device for device, _, is_success in updates if is_success}
         self._failed = {
             device
@@ -267,6 +264,15 @@ class _Done:
         """Whether a device failed in this attempt."""
         return device.id in self._failed and not self.succeeded(device)
 
+    def member(self, device: DeviceFacts, now: float) -> Member:
+        """Return what a stage's end goes by of a device."""
+        return Member(
+            is_online=device.is_online(now),
+            is_recent=(device.last_seen_at or 0.0) > now - RECENT_S,
+            is_done=self.succeeded(device) or self.failed(device),
+            is_told=device.told.get(self._bundle_id) == self._told,
+        )
+
 
 def _is_over_limit(row: DeviceRolloutRow, num_missing: int) -> bool:
     """Say whether more failed than may, however few reported, if the missing failed too."""
@@ -295,7 +301,7 @@ def _tell(session: Session, row: DeviceRolloutRow, now: float) -> None:
     enqueue_for_project(session, row.project_id, event, {**facts, "reason": row.reason}, now=now)
 
 
-def _counts(session: Session, row: DeviceRolloutRow) -> Counts:
+def _counts(session: Session, row: DeviceRolloutRow, now: float) -> Counts:
     done = _Done.read(session, row)
     percent = stages_of(row)[row.stage].percent
     members = [device for device in done.devices if is_in(row.id, device.id, percent)]
@@ -307,6 +313,7 @@ def _counts(session: Session, row: DeviceRolloutRow) -> Counts:
         succeeded=num_succeeded,
         failed=num_failed,
         pending=len(members) - num_succeeded - num_failed,
+        missing=sum(done.member(device, now).is_missing for device in members),
     )
 
 

@@ -310,6 +310,7 @@ def test_rollout_halts_over_http_and_is_shown(yard: Yard) -> None:
         "succeeded": 0,
         "failed": 0,
         "pending": 1,
+        "missing": 0,
     }
     assert device.beat()["desired"]["rollout_id"] == rollout["id"]
     assert device.beat()["desired"] is None

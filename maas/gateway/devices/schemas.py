@@ -174,6 +174,7 @@ class CountsObject(BaseModel):
     succeeded: int
     failed: int
     pending: int
+    missing: int
 
 
 class StageObject(BaseModel):
@@ -333,4 +334,5 @@ def _shown_counts(counts: Counts) -> CountsObject:
         succeeded=counts.succeeded,
         failed=counts.failed,
         pending=counts.pending,
+        missing=counts.missing,
     )

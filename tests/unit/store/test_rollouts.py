@@ -316,12 +316,14 @@ def test_next_stage_does_not_begin_while_devices_fell_silent_over_the_bundle(yar
     yard.step()
     seen = yard.seen(rollout)
     assert (seen.stage, seen.status) == (0, RolloutStatus.RUNNING), "it halts for none of them"
+    assert (seen.counts.pending, seen.counts.missing) == (2, 2)
     silence(yard, but=[*good, other])
     yard.clock.advance(2 * 86400)
     other.ends(new, 1, is_success=True)
     silence(yard, but=[*good, other])
     yard.step()
     assert yard.seen(rollout).stage == 0, "one is still over the limit, however long ago"
+    assert yard.seen(rollout).counts.missing == 1
     broken.ends(new, 1, is_success=True)
     yard.step()
     assert yard.seen(rollout).stage == 1
