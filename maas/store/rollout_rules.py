@@ -26,6 +26,8 @@ class Step(StrEnum):
     """What is to be done about a rollout's stage."""
 
     WAIT = "wait"
+    # No report is awaited but of devices that fell silent over the bundle: a person must look.
+    HOLD = "hold"
     ADVANCE = "advance"
     HALT = "halt"
 
@@ -180,5 +182,9 @@ def step_of(
         # that could outweigh them, nothing is left to wait for.
         is_told = is_stage_over(members, elapsed_s=min_s, min_s=min_s)
         return Step.HALT if is_told else Step.WAIT
-    is_over = not is_doubtful and is_stage_over(members, elapsed_s=elapsed_s, min_s=min_s)
+    known = list(members)
+    if is_doubtful:
+        is_awaited = any(item.is_online and not item.is_done for item in known)
+        return Step.WAIT if elapsed_s < min_s or is_awaited else Step.HOLD
+    is_over = is_stage_over(known, elapsed_s=elapsed_s, min_s=min_s)
     return Step.ADVANCE if is_over else Step.WAIT

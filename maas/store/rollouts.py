@@ -29,6 +29,7 @@ from maas.store.told import Told
 from maas.store.webhooks import enqueue_for_project
 
 RECENT_S = 86400.0
+_HELD_UP = "too many devices fell silent after they were told to take the bundle"
 
 
 class RolloutRepository:
@@ -157,19 +158,28 @@ class RolloutRepository:
         """Begin the next stage where this one is over; after the last the rollout is completed.
 
         Where too many failed, but fewer than halt it at once, it halts when its stage would end.
+        Where devices that fell silent hold it up, it says so.
 
         Returns:
             Whether anything changed.
         """
         with self._database.read() as session:
-            if self._step(session, session.get(DeviceRolloutRow, rollout_id)) is Step.WAIT:
+            row = session.get(DeviceRolloutRow, rollout_id)
+            if _is_known(row, self._step(session, row)):
                 return False
         with self._database.write(bump_revision=False) as session:
             # Somebody else may have done so, or a failure halted it meanwhile.
             row = session.get(DeviceRolloutRow, rollout_id)
             step, now = self._step(session, row), self._clock.now()
-            if row is None or step is Step.WAIT:
+            if row is None or _is_known(row, step):
                 return False
+            row.reason = _HELD_UP if step is Step.HOLD else None
+            row.updated_at = now
+            if step is Step.WAIT:
+                return True
+            if step is Step.HOLD:
+                _tell(session, row, now, event="held_up")
+                return True
             if step is Step.HALT:
                 halt(session, row, now)
                 return True
@@ -295,10 +305,19 @@ def halt(session: Session, row: DeviceRolloutRow, now: float) -> None:
     _tell(session, row, now)
 
 
-def _tell(session: Session, row: DeviceRolloutRow, now: float) -> None:
+def _is_known(row: DeviceRolloutRow | None, step: Step) -> bool:
+    """Say whether a step changes nothing of what is written."""
+    if row is None or row.status != RolloutStatus.RUNNING:
+        return True
+    return (step is Step.HOLD and row.reason is not None) or (
+        step is Step.WAIT and row.reason is None
+    )
+
+
+def _tell(session: Session, row: DeviceRolloutRow, now: float, *, event: str | None = None) -> None:
     facts = {"id": row.id, "channel": row.channel, "bundle_id": row.bundle_id}
-    event = f"device.rollout.{row.status}"
-    enqueue_for_project(session, row.project_id, event, {**facts, "reason": row.reason}, now=now)
+    name = f"device.rollout.{event or row.status}"
+    enqueue_for_project(session, row.project_id, name, {**facts, "reason": row.reason}, now=now)
 
 
 def _counts(session: Session, row: DeviceRolloutRow, now: float) -> Counts:

@@ -23,7 +23,7 @@ BUDGET_EVENT = "organization.budget.threshold_reached"
 _ENDS = ("succeeded", "failed", "cancelled")
 JOB_EVENTS = tuple(f"fine_tuning.job.{end}" for end in _ENDS)
 EXPORT_EVENTS = tuple(f"export.{end}" for end in _ENDS)
-ROLLOUT_EVENTS = tuple(f"device.rollout.{end}" for end in ("completed", "halted"))
+ROLLOUT_EVENTS = tuple(f"device.rollout.{end}" for end in ("completed", "halted", "held_up"))
 EVENTS = (BUDGET_EVENT, *JOB_EVENTS, *EXPORT_EVENTS, *ROLLOUT_EVENTS)
 SECRET_PREFIX = "whsec_"  # noqa: S105 - how Standard Webhooks marks a secret
 # Pauses after each failed attempt; then it is given up.

@@ -296,6 +296,19 @@ def test_failures_within_the_limit_let_a_rollout_complete(yard):
     assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 
 
+def add_webhook(yard: Yard) -> None:
+    tenancy = open_tenancy(yard.database, yard.clock)
+    organization_id = tenancy.projects.get(yard.project_id).organization_id
+    webhooks = WebhookRepository(yard.database, yard.clock, str)
+    webhooks.create(organization_id, name="w", url="https://example.org/hook")
+
+
+def events_of(yard: Yard) -> list[str]:
+    """Return what webhooks are told, in order."""
+    with yard.database.read() as session:
+        return list(session.scalars(select(DeliveryRow.event).order_by(DeliveryRow.created_at)))
+
+
 def silence(yard: Yard, *, but: list) -> None:
     """Let so much time pass that only some are online."""
     yard.clock.advance(3600)
@@ -304,6 +317,7 @@ def silence(yard: Yard, *, but: list) -> None:
 
 
 def test_next_stage_does_not_begin_while_devices_fell_silent_over_the_bundle(yard):
+    add_webhook(yard)
     old, new = yard.bundle("old"), yard.bundle("new")
     yard.fleet.channels.set(yard.project_id, "stable", old)
     units = yard.devices(40)
@@ -317,6 +331,9 @@ def test_next_stage_does_not_begin_while_devices_fell_silent_over_the_bundle(yar
     seen = yard.seen(rollout)
     assert (seen.stage, seen.status) == (0, RolloutStatus.RUNNING), "it halts for none of them"
     assert (seen.counts.pending, seen.counts.missing) == (2, 2)
+    assert "fell silent" in seen.reason
+    yard.step()
+    assert events_of(yard) == ["device.rollout.held_up"], "it is said once"
     silence(yard, but=[*good, other])
     yard.clock.advance(2 * 86400)
     other.ends(new, 1, is_success=True)
@@ -326,7 +343,7 @@ def test_next_stage_does_not_begin_while_devices_fell_silent_over_the_bundle(yar
     assert yard.seen(rollout).counts.missing == 1
     broken.ends(new, 1, is_success=True)
     yard.step()
-    assert yard.seen(rollout).stage == 1
+    assert (yard.seen(rollout).stage, yard.seen(rollout).reason) == (1, None)
 
 
 def test_devices_that_were_away_before_they_were_told_hold_up_no_stage(yard):
@@ -353,6 +370,23 @@ def test_resuming_forgets_who_fell_silent(yard):
     yard.fleet.rollouts.pause(yard.project_id, rollout.id)
     yard.fleet.rollouts.resume(yard.project_id, rollout.id)
     good.beat()
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.COMPLETED
+
+
+def test_stage_whose_only_device_fell_silent_says_so_until_that_is_retired(yard):
+    new = yard.bundle("new")
+    (broken,) = yard.devices(1)
+    rollout = yard.rollout(new)
+    broken.wants()
+    silence(yard, but=[])
+    yard.step()
+    assert "fell silent" in yard.seen(rollout).reason
+    yard.fleet.rollouts.pause(yard.project_id, rollout.id)
+    assert yard.fleet.rollouts.resume(yard.project_id, rollout.id).reason is None
+    yard.step()
+    assert yard.seen(rollout).status is RolloutStatus.RUNNING, "nobody has reported a success"
+    yard.fleet.devices.retire(yard.project_id, broken.id)
     yard.step()
     assert yard.seen(rollout).status is RolloutStatus.COMPLETED
 
@@ -417,10 +451,7 @@ def test_rollout_that_halts_while_a_controller_looks_at_it_is_not_moved(yard):
 
 
 def test_halting_and_completing_are_told_to_webhooks(yard):
-    tenancy = open_tenancy(yard.database, yard.clock)
-    organization_id = tenancy.projects.get(yard.project_id).organization_id
-    webhooks = WebhookRepository(yard.database, yard.clock, str)
-    webhooks.create(organization_id, name="w", url="https://example.org/hook")
+    add_webhook(yard)
     bad, good = yard.bundle("bad"), yard.bundle("good")
     unit = yard.device()
     halting = yard.rollout(bad)
@@ -431,6 +462,4 @@ def test_halting_and_completing_are_told_to_webhooks(yard):
     unit.wants()
     unit.ends(good, 1, is_success=True)
     yard.step()
-    with yard.database.read() as session:
-        events = session.scalars(select(DeliveryRow.event).order_by(DeliveryRow.created_at)).all()
-    assert sorted(events) == ["device.rollout.completed", "device.rollout.halted"]
+    assert sorted(events_of(yard)) == ["device.rollout.completed", "device.rollout.halted"]
