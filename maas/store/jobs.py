@@ -325,8 +325,14 @@ class JobRepository:
             told = Telling(f"waiting:{reason}"[:255], reason)
             tell(session, row, told, now=self._clock.now())
 
-    def failed_once(self, job_id: str, attempt: int, *, retry_at: float, reason: str) -> Job:
-        """Count a runner that ended without an outcome; the next one begins later.
+    def failed_once(self, job_id: str, attempt: int, *, retry_at: float | None, reason: str) -> Job:
+        """Count a runner that ended without an outcome.
+
+        Args:
+            job_id: Which job.
+            attempt: That runner's.
+            retry_at: When the next one begins; none where it was the last.
+            reason: Why it ended.
 
         Raises:
             Superseded: The job is not that runner's any more, or it said goodbye meanwhile.
@@ -339,7 +345,9 @@ class JobRepository:
             row.num_restarts += 1
             row.retry_at = retry_at
             row.runner_seen_at = None
-            message = f"The trainer ended: {reason}; going on from the last checkpoint"
+            message = f"The trainer ended: {reason}"
+            if retry_at is not None:
+                message += "; going on from the last checkpoint"
             now = self._clock.now()
             tell(session, row, Telling(f"ended:{attempt}", message, "warn"), now=now)
             if row.wish == JobWish.PAUSE.value:

@@ -168,20 +168,23 @@ class JobQueue:
         return int(trains)
 
     async def _failed(self, job: Job, reason: str) -> None:
-        if job.num_failures + 1 >= self._settings.max_failures:
-            message = f"its trainer ended {job.num_failures + 1} times without moving: {reason}"
-            error = {"code": "training_failed", "message": message, "param": None}
-            ending = JobChange(status=JobStatus.FAILED, error=error)
-            await asyncio.to_thread(self._policy.give_up, job, ending)
-            return
-        pause = backoff_s(job.num_failures + 1, first_s=FIRST_RETRY_S, max_s=MAX_RETRY_S)
-        await asyncio.to_thread(
+        num_failures = job.num_failures + 1
+        is_last = num_failures >= self._settings.max_failures
+        pause = backoff_s(num_failures, first_s=FIRST_RETRY_S, max_s=MAX_RETRY_S)
+        # First, as it refuses a runner that said goodbye since the rows were read. A controller
+        # that dies after it costs one attempt more.
+        failed = await asyncio.to_thread(
             self._jobs.failed_once,
             job.id,
             job.attempt,
-            retry_at=self._clock.now() + pause,
+            retry_at=None if is_last else self._clock.now() + pause,
             reason=reason,
         )
+        if is_last:
+            message = f"its trainer ended {num_failures} times without moving: {reason}"
+            error = {"code": "training_failed", "message": message, "param": None}
+            ending = JobChange(status=JobStatus.FAILED, error=error)
+            await asyncio.to_thread(self._policy.give_up, failed, ending)
 
 
 def _runner_of(job: Job) -> RunnerId:

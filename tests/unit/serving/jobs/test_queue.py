@@ -17,8 +17,10 @@ class FakeRunners:
         self.started: list[RunnerId] = []
         self.killed: list[RunnerId] = []
         self.is_broken = False
+        self.before_alive = lambda: None
 
     async def alive(self):
+        self.before_alive()
         return frozenset(self.running)
 
     async def start(self, runner):
@@ -151,6 +153,30 @@ async def test_runners_that_die_again_and_again_end_the_job_once(queue, make, ru
     assert len(runners.started) == 3
     keys = [event.key for event in jobs.events(job.project_id, job.id, Window(limit=100)).items]
     assert keys.count("terminal") == 1
+
+
+@pytest.mark.parametrize("num_failures", [0, 2])
+async def test_runner_that_leaves_while_the_queue_looks_did_not_fail(
+    queue, make, runners, clock, jobs, num_failures
+):
+    job = make()
+    for _ in range(num_failures):
+        await queue.step()
+        runners.running.clear()
+        await queue.step()
+        clock.advance(100)
+    await queue.step()
+    attempt = jobs.get(job.project_id, job.id).attempt
+
+    def leave():
+        jobs.write(job.id, attempt, JobChange(status=JobStatus.QUEUED, is_released=True))
+        runners.running.clear()
+        runners.before_alive = lambda: None
+
+    runners.before_alive = leave
+    await queue.step()
+    after = jobs.get(job.project_id, job.id)
+    assert (after.status, after.num_failures) == (JobStatus.QUEUED, num_failures)
 
 
 async def test_progress_forgives_failures(queue, make, runners, clock, jobs):
