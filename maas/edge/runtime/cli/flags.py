@@ -1,5 +1,6 @@
 """Flags that several commands take, and the engine's options they make."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
@@ -8,8 +9,8 @@ import typer
 
 from maas.edge.runtime.cli.shared import check_positive
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.engine.pace import at_full_pace
-from maas.edge.runtime.pacer import MachinePace
+from maas.edge.runtime.engine.pace import PaceReader, at_full_pace
+from maas.edge.runtime.pacer import watch_machine
 
 DEFAULTS = EngineOptions()
 
@@ -45,11 +46,24 @@ AllowOrigin = Annotated[
 
 
 def engine_options(
-    threads: int, *, cool: bool, pace: PaceMode = PaceMode.AUTO, **sizes: int
+    threads: int,
+    *,
+    cool: bool,
+    pace: PaceMode = PaceMode.AUTO,
+    watch: Callable[[], PaceReader] = watch_machine,
+    **sizes: int,
 ) -> EngineOptions:
-    """Return the engine's options as the command line has them."""
+    """Return the engine's options as the command line has them.
+
+    Args:
+        threads: Those that compute.
+        cool: Whether to take half the processors, whose threads sleep.
+        pace: Whether to spare the machine.
+        watch: Begins to watch it.
+        sizes: Of the engine.
+    """
     check_positive(threads, flag="--threads")
-    reader = at_full_pace if pace is PaceMode.FULL else MachinePace()
+    reader = at_full_pace if pace is PaceMode.FULL else watch()
     wanted = replace(DEFAULTS, num_threads=threads, pace=reader, **sizes)
     if not cool:
         return wanted

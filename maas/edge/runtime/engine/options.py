@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from maas.edge.runtime.engine.pace import PaceReader, at_full_pace
+from maas.edge.runtime.engine.pace import PaceReader, at_full_pace, at_untold_pace
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EngineOptions:
         prefix_cache_bytes: Memory for those kept of requests that ended; 0 keeps none.
         max_draft_tokens: Tokens guessed from the text itself, checked in one step; 0 guesses none.
         enable_spinning: Threads wait for work without sleeping: a little faster, and warm.
-        pace: Asked after each step how much of the time to compute; must not block.
+        pace: Asked after each step how much of the time to compute; must be quick.
     """
 
     num_threads: int = 0
@@ -40,4 +40,4 @@ class EngineOptions:
     @property
     def may_pause(self) -> bool:
         """Whether there can be pauses between steps."""
-        return self.pace is not at_full_pace
+        return self.pace not in (at_full_pace, at_untold_pace)

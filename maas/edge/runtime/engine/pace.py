@@ -23,7 +23,8 @@ class Pace:
 
     Attributes:
         share: Over 0, to 1: it never pauses.
-        reason: ``full``: told so; ``untold``: the machine tells neither heat nor a battery;
+        reason: ``full``: told so; ``untold``: the machine tells neither heat nor a battery,
+            or has not for a while;
             ``cool``: nothing to spare; ``hot`` and ``battery``: what it is spared for.
         temperature_c: Of what is nearest to its limit, in °C; none where it is not known.
     """
@@ -35,11 +36,17 @@ class Pace:
 
 PaceReader = Callable[[], Pace]
 _FULL = Pace()
+_UNTOLD = Pace(reason="untold")
 
 
 def at_full_pace() -> Pace:
     """Return the pace that never pauses."""
     return _FULL
+
+
+def at_untold_pace() -> Pace:
+    """Return the pace of a machine that tells nothing: it never pauses either."""
+    return _UNTOLD
 
 
 @dataclass(frozen=True)

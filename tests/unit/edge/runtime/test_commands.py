@@ -10,16 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from maas.core.errors import BundleRefused, EngineError
+from maas.edge.runtime.battery import Battery
 from maas.edge.runtime.bench import measure_cost
 from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of
 from maas.edge.runtime.cli import fleet, running
 from maas.edge.runtime.cli.flags import PaceMode, engine_options
 from maas.edge.runtime.cli.main import app
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.engine.pace import at_full_pace
-from maas.edge.runtime.pacer import MachinePace
+from maas.edge.runtime.engine.pace import Pace, PaceReader, at_full_pace
+from maas.edge.runtime.pacer import MachinePace, watch_machine
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import FileSource
+from maas.edge.runtime.thermal import Heat
 from tests.fakes.bundles import Made, make_bundle
 
 
@@ -119,14 +121,39 @@ def test_cool_takes_half_the_processors_and_lets_them_sleep() -> None:
     assert engine_options(3, cool=True).threads == 3
 
 
+def watch(heat: Heat | None, battery: Battery | None = None) -> PaceReader:
+    """Watch a machine that tells this."""
+    return watch_machine(lambda: MachinePace(lambda: heat, lambda: battery))
+
+
+def watch_a_cool_one() -> PaceReader:
+    return watch(Heat("cpu", 40.0, 85.0))
+
+
 @pytest.mark.parametrize("cool", [False, True])
 def test_a_device_spares_its_machine_unless_it_is_told_not_to(cool: bool) -> None:
     for mode, may_pause in (("auto", True), ("full", False)):
-        options = engine_options(1, cool=cool, pace=PaceMode(mode))
+        options = engine_options(1, cool=cool, pace=PaceMode(mode), watch=watch_a_cool_one)
         assert options.may_pause == may_pause
         assert isinstance(options.pace, MachinePace) == may_pause
-    assert engine_options(1, cool=cool).may_pause
+    assert engine_options(1, cool=cool, watch=watch_a_cool_one).may_pause
     assert EngineOptions().pace is at_full_pace
+
+
+@pytest.mark.parametrize(
+    ("heat", "battery", "may_pause"),
+    [
+        (None, None, False),
+        (None, Battery(90, True), True),
+        (Heat("cpu", 40.0, 85.0), None, True),
+    ],
+)
+def test_only_a_machine_that_tells_something_pays_for_pauses(
+    heat: Heat | None, battery: Battery | None, may_pause: bool
+) -> None:
+    options = engine_options(1, cool=False, watch=lambda: watch(heat, battery))
+    assert options.may_pause == may_pause
+    assert (options.pace() == Pace(1.0, "untold", None)) == (not may_pause), "and says why"
 
 
 @pytest.mark.parametrize("command", ["run", "serve", "agent"])
@@ -137,7 +164,7 @@ def test_each_command_hands_its_pace_to_the_engine(
     made: list[EngineOptions] = []
 
     def stop(*_: object, **given: object) -> EngineOptions:
-        made.append(engine_options(1, cool=False, pace=given["pace"]))
+        made.append(engine_options(1, cool=False, pace=given["pace"], watch=watch_a_cool_one))
         raise EngineError("far enough")
 
     for module in (running, fleet):

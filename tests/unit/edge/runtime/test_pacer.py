@@ -6,8 +6,8 @@ import time
 import pytest
 
 from maas.edge.runtime.battery import Battery
-from maas.edge.runtime.engine.pace import Pace
-from maas.edge.runtime.pacer import MachinePace
+from maas.edge.runtime.engine.pace import Pace, at_untold_pace
+from maas.edge.runtime.pacer import MachinePace, watch_machine
 from maas.edge.runtime.thermal import Heat
 
 HOT, COLD = Heat("cpu", 85.0, 85.0), Heat("cpu", 40.0, 85.0)
@@ -19,6 +19,7 @@ class Machine:
     def __init__(self) -> None:
         self.now = 100.0
         self.heat: Heat | None = HOT
+        self.error: Exception | None = None
         self.readers: list[str] = []
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -26,10 +27,12 @@ class Machine:
     def read_heat(self) -> Heat | None:
         self.readers.append(threading.current_thread().name)
         self.may_answer.wait(10)
+        if self.error is not None:
+            raise self.error
         return self.heat
 
-    def pace(self, battery: Battery | None = None) -> MachinePace:
-        return MachinePace(self.read_heat, lambda: battery, lambda: self.now)
+    def pace(self, battery: Battery | None = None, max_wait_s: float = 0.01) -> MachinePace:
+        return MachinePace(self.read_heat, lambda: battery, lambda: self.now, max_wait_s)
 
 
 def settled(pace: MachinePace) -> Pace:
@@ -102,4 +105,64 @@ def test_without_a_thread_to_be_had_the_pace_stays(monkeypatch):
         patched.setattr(threading.Thread, "start", refuse)
         assert pace().share == 1.0
     machine.now += 2
+    assert settled(pace).share == 0.25
+
+
+def test_a_sensor_that_hangs_tells_nothing_after_a_minute():
+    machine = Machine()
+    pace = machine.pace()
+    assert settled(pace) == Pace(0.25, "hot", 85.0)
+    machine.may_answer.clear()
+    machine.now += 59
+    assert pace() == Pace(0.25, "hot", 85.0)
+    machine.now += 2
+    assert pace() == Pace(1.0, "untold", None)
+    machine.may_answer.set()
+    assert settled(pace) == Pace(0.25, "hot", 85.0)
+
+
+@pytest.mark.parametrize("error", [OSError("no such device"), ValueError("not a number")])
+def test_a_sensor_that_fails_tells_nothing_after_a_minute_and_is_logged_once(caplog, error):
+    machine = Machine()
+    pace = machine.pace()
+    settled(pace)
+    machine.error = error
+    for _ in range(30):
+        machine.now += 2
+        assert settled(pace) == Pace(0.25, "hot", 85.0)
+    machine.now += 2
+    assert settled(pace) == Pace(1.0, "untold", None)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the machine's heat and battery cannot be read: {error}"
+    ]
+    machine.error = None
+    machine.now += 2
+    assert settled(pace) == Pace(0.25, "hot", 85.0)
+
+
+def test_who_asks_first_after_an_hour_is_told_how_hot_it_is_now():
+    machine = Machine()
+    pace = machine.pace(max_wait_s=10)
+    settled(pace)
+    machine.heat = COLD
+    machine.now += 3600
+    machine.may_answer.clear()
+    threading.Timer(0.05, machine.may_answer.set).start()
+    assert pace() == Pace(1.0, "cool", 40.0)
+
+
+def test_a_machine_that_tells_nothing_at_its_start_is_not_watched():
+    machine = Machine()
+    machine.heat = None
+    assert watch_machine(machine.pace) is at_untold_pace
+    machine.heat = COLD
+    assert watch_machine(machine.pace)() == Pace(1.0, "cool", 40.0)
+
+
+def test_a_sensor_that_is_slow_at_the_start_may_still_tell():
+    machine = Machine()
+    machine.may_answer.clear()
+    pace = machine.pace()
+    assert pace.may_tell(timeout_s=0.01)
+    machine.may_answer.set()
     assert settled(pace).share == 0.25
