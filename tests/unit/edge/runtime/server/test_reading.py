@@ -168,7 +168,7 @@ GROW = "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(40) %}"
         BIG + "{{ [(big | e).upper] * 100000 }}",
         BIG + "{{ raise_exception([big] * 100000) }}",
         BIG + "{{ strftime_now(big) }}",
-        BIG + "{{ [[1] * 1000000] * 1000000 | select | sum(start=[]) }}",
+        BIG + "{{ ([[1] * 1000000] * 1000000) | select | sum(start=[]) }}",
         "{{ [0x" + "f" * 1000 + "] * 1000000 }}",
     ],
 )
@@ -193,8 +193,6 @@ LONG = BIG + "{% set ones = [1] * 1000000 %}"
 @pytest.mark.parametrize(
     "source",
     [
-        *("{{ 1 | round(1000000000, 'ceil') }}", "{{ 1 | round(-1000000000) }}"),
-        "{{ [1] | map('round', 1000000000, 'ceil') | list }}",
         TWICE + "{{ ns.a == ns.b }}",
         TWICE + "{{ ns.a < ns.b }}",
         TWICE + "{{ ns.a in [ns.b] }}",
@@ -218,14 +216,27 @@ LONG = BIG + "{% set ones = [1] * 1000000 %}"
         TWICE + "{{ dict([[ns.a, 1]] | select) }}",
         TWICE + "{{ {}.keys() - [ns.a] }}",
         TWICE + "{% for i in [1] %}{{ loop.changed(ns.a) }}{{ loop.changed(ns.b) }}{% endfor %}",
-        LONG + "{{ [ones] * 1000000 | map('max') | list }}",
-        LONG + "{{ [ones] * 1000000 | map('sum') | list }}",
-        LONG + "{{ [ones] * 1000000 | map('last') | select('==', 2) | list }}",
+    ],
+)
+def test_what_nests_without_bound_is_not_compared_or_hashed(monkeypatch, source):
+    monkeypatch.setattr("maas.edge.runtime.server.amounts._MAX_PARTS", 10_000)
+    with pytest.raises(InvalidRequest, match="the chat template refuses"):
+        ChatTemplate(source, {}).render([], None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("{{ 1 | round(1000000000, 'ceil') }}", "{{ 1 | round(-1000000000) }}"),
+        "{{ [1] | map('round', 1000000000, 'ceil') | list }}",
+        LONG + "{{ ([ones] * 1000000) | map('max') | list }}",
+        LONG + "{{ ([ones] * 1000000) | map('sum') | list }}",
+        LONG + "{{ ([ones] * 1000) | map('select') | map('sum') | list }}",
         BIG + "{{ big.strip('y' * 1000000 ~ 'x') }}",
         BIG + "{{ big | trim('y' * 1000000 ~ 'x') }}",
         BIG + "{{ big.rfind('y' ~ big[:500000]) }}",
-        *(BIG + "{{ big | wordwrap(1) }}", "{{ '<!---->' * 100000 | striptags }}"),
-        "{{ ('<!---->' * 100000 | e).striptags() }}",
+        *(BIG + "{{ big | wordwrap(1) }}", "{{ ('<!---->' * 100000) | striptags }}"),
+        "{{ (('<!---->' * 100000) | safe).striptags() }}",
         "{{ 0x" + "f" * 100000 + " // 3 }}",
         "{{ (1).from_bytes([255] * 1000000) }}",
     ],
