@@ -37,6 +37,9 @@ class FakeEdgeEngine:
     def compile_grammar(self, text: str) -> None:
         pass
 
+    def knows_grammar(self, text: str) -> bool:
+        return False
+
     def submit(
         self,
         prompt: Sequence[int],

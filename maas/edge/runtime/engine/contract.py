@@ -136,6 +136,10 @@ class Engine(Protocol):
         """
         ...
 
+    def knows_grammar(self, text: str) -> bool:
+        """Say, at once, whether a grammar is ready: what was compiled lately is."""
+        ...
+
     def submit(
         self,
         prompt: Sequence[int],

@@ -87,6 +87,10 @@ class OnnxEngine:
         """
         self._grammars.compile(text)
 
+    def knows_grammar(self, text: str) -> bool:
+        """Say, at once, whether a grammar is ready."""
+        return self._grammars.knows(text)
+
     def submit(
         self,
         prompt: Tokens[int],

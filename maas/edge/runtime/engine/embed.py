@@ -66,6 +66,10 @@ class EmbedEngine:
         """
         raise CapabilityMissing("this model makes embeddings; it generates no text")
 
+    def knows_grammar(self, text: str) -> bool:  # noqa: ARG002 - the contract's
+        """Say that it does not."""
+        return False
+
     def submit(
         self,
         prompt: Tokens[int],  # noqa: ARG002

@@ -84,7 +84,14 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         # At their starts, the one that was asked for last last.
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        # Held for moments: who asks what is known does not wait.
         self._lock = threading.Lock()
+        self._tokenizer_lock = threading.Lock()
+
+    def knows(self, text: str) -> bool:
+        """Say, at once, whether a grammar was asked for lately."""
+        with self._lock:
+            return text in self._compiled
 
     def compile(self, text: str) -> Grammar:
         """Compile a grammar; at once where it was asked for lately.
@@ -114,7 +121,7 @@ class GrammarCompiler:
         return matcher
 
     def _known(self) -> LLTokenizer:
-        with self._lock:
+        with self._tokenizer_lock:
             if self._tokenizer is None:
                 try:
                     self._tokenizer = LLTokenizer(

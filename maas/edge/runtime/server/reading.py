@@ -5,7 +5,7 @@ Whoever asks for little does not wait for those who ask for much: there are thre
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,24 +61,44 @@ class Readers:
             InvalidRequest: It is none, or too large, or takes too long.
             LimitExceeded: Those of others take so long that it is not even begun.
         """
-        compiled = self._grammars.submit(engine.compile_grammar, grammar)
+        if engine.knows_grammar(grammar):
+            return
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def compile_it() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            engine.compile_grammar(grammar)
+
+        compiled = self._grammars.submit(compile_it)
         try:
+            await _wait_begun(begun, compiled)
             async with asyncio.timeout(_MAX_COMPILE_S):
                 await asyncio.wrap_future(compiled)
         except TimeoutError as error:
-            if compiled.cancelled():
-                raise LimitExceeded(
-                    "grammars of others are being compiled", retry_after_s=_RETRY_AFTER_S
-                ) from error
             raise InvalidRequest(
                 f"the grammar is refused: it was not compiled within {_MAX_COMPILE_S:.0f} s",
                 param="response_format",
             ) from error
+        finally:
+            # Who went away needs it no more.
+            compiled.cancel()
 
     async def close(self, _: web.Application) -> None:
         """Take no more."""
         for pool in (self._short, self._long, self._grammars):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _wait_begun(begun: asyncio.Event, compiled: Future[None]) -> None:
+    try:
+        async with asyncio.timeout(_MAX_COMPILE_S):
+            await begun.wait()
+    except TimeoutError as error:
+        # Unless it was begun at this moment.
+        if compiled.cancel():
+            raise LimitExceeded(
+                "grammars of others are being compiled", retry_after_s=_RETRY_AFTER_S
+            ) from error
 
 
 def encoder_of(served: Served, param: str) -> Encode:

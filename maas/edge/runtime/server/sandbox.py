@@ -1,37 +1,30 @@
 """Where chat templates run: they come with models, reach nothing, end in time and stay small.
 
-A thread cannot be ended from outside. What can go on without end in a template, its loops and its
-calls, is therefore made to look at the clock; what makes huge values at once is refused.
+A thread cannot be ended from outside. What can go on without end in a template, its loops, calls
+and filters, is therefore made to look at the clock; what would do much at once is refused.
 """
 
-import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jinja2 import nodes, pass_context
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.filters import make_attrgetter
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from maas.edge.runtime.server.amounts import Amounts, expect, formatted_size
+from maas.edge.runtime.server.amounts import Amounts, weighed
+from maas.edge.runtime.server.filters import bounded_filters, bounded_tests
+from maas.edge.runtime.server.growth import expect, percent_size
 
-# No template can write, or read, names with a space.
-_DEADLINE = "its deadline"
-_WATCHED = "its loops"
+# No template can write names with a space.
+_WATCHED, _JOINED, _COUNTED, _WEIGHED = "its loops", "its parts", "its slices", "its values"
 _MAX_PRODUCT = 1_000_000
-# They make as much as a number says, and no model's template has been seen with them.
-_REFUSED_FILTERS = ("batch", "slice", "pprint", "urlize", "xmlattr")
-_REFUSED_METHODS = ("encode", "maketrans", "to_bytes", "translate")
-# What makes text of what it is given.
-_MEASURED_FILTERS = (
-    *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "int", "float"),
-    *("list", "lower", "replace", "reverse", "safe", "string", "striptags", "sum", "title"),
-    *("tojson", "trim", "truncate", "upper", "urlencode", "wordcount", "wordwrap"),
-)
-_JOINED, _COUNTED = "its parts", "its slices"
+# Constants are computed when a template is compiled.
+_MAX_COMPILE_S = 5.0
+_REFUSED_METHODS = ("encode", "from_bytes", "maketrans", "striptags", "to_bytes", "translate")
+_COMPARING_METHODS = ("count", "index")
 _REFUSED_GLOBALS = ("lipsum",)
 
 
@@ -42,7 +35,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         amounts: Counts that.
     """
 
-    intercepted_binops = frozenset({"*", "**", "+", "%"})
+    intercepted_binops = frozenset({"*", "**", "+", "-", "%", "//"})
 
     def __init__(self) -> None:
         self.amounts = Amounts()
@@ -53,16 +46,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             finalize=self.amounts.text,
         )
         self.concat = self.amounts.joined
-        for name in _REFUSED_FILTERS:
-            del self.filters[name]
-        for name in _MEASURED_FILTERS:
-            self.filters[name] = self.amounts.measured(name, self.filters[name])
-        self.filters["join"] = self._join
-        self.filters[_JOINED] = self.amounts.joined
-        self.filters[_COUNTED] = self.amounts.counted
+        self.filters = {
+            **bounded_filters(self.filters, self.amounts),
+            "join": self._join,
+            _JOINED: self.amounts.joined,
+            _COUNTED: self.amounts.counted,
+            _WATCHED: self.amounts.watched,
+            _WEIGHED: weighed,
+        }
+        self.tests = bounded_tests(self.tests)
         for name in _REFUSED_GLOBALS:
             del self.globals[name]
-        self.filters[_WATCHED] = _watched
 
     def compiled(self, source: str) -> "BoundedTemplate":
         """Return a template.
@@ -70,25 +64,25 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         Raises:
             TemplateError: It is none.
         """
-        self.amounts.begin()
+        self.amounts.begin(_MAX_COMPILE_S)
         tree: nodes.Template = _Measured().visit(self.parse(source))
         for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, _WATCHED, [], [], None, None, lineno=loop.lineno)
+            loop.iter = _filtered(loop.iter, _WATCHED)
         tree.set_environment(self)
         return BoundedTemplate(self, tree)
 
     def call(self, /, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls, its own macros among it."""
-        _check_time(context)
-        # A format is wrapped by the sandbox.
-        method = getattr(obj, "__wrapped__", obj)
-        value, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(value, str | int):
-            if name in _REFUSED_METHODS:
-                raise SecurityError(f"{name} is not there")
-            if name == "join" and args:
+        self.amounts.check_time()
+        if not isinstance(obj, Macro | LoopContext):
+            # A format is wrapped by the sandbox.
+            method = getattr(obj, "__wrapped__", obj)
+            value, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+            if isinstance(value, str) and name == "join" and args:
                 return self.amounts.joined(args[0], str(value))
-            expect(name, value, (*args, *kwargs.values()))
+            _check_call(name, value, (*args, *kwargs.values()))
+            args = tuple(map(weighed, args))
+            kwargs = {key: weighed(item) for key, item in kwargs.items()}
         return self.amounts.counted(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -96,8 +90,17 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if operator == "**" or (operator == "*" and _size(left) * _size(right) > _MAX_PRODUCT):
             raise SecurityError(f"{operator!r} of such values is not done here")
         if operator == "%" and isinstance(left, str):
-            self.amounts.spend(formatted_size(left, right))
+            self.amounts.spend(percent_size(left, right))
+        elif operator == "-" or isinstance(left, int):
+            # Of numbers, and of the keys of dicts.
+            left, right = weighed(left), weighed(right)
         return self.amounts.counted(super().call_binop(context, operator, left, right))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return what an object has at a place."""
+        if isinstance(argument, tuple):
+            weighed(argument)
+        return super().getitem(obj, argument)
 
     def _join(self, value: Any, d: Any = "", attribute: str | int | None = None) -> str:
         parts = value if attribute is None else map(make_attrgetter(self, attribute), value)
@@ -126,36 +129,57 @@ class BoundedTemplate:
         Raises:
             TemplateError: It fails, or takes longer.
         """
-        self._sandbox.amounts.begin()
-        return self._template.render({**values, _DEADLINE: time.thread_time() + max_render_s})
+        self._sandbox.amounts.begin(max_render_s)
+        return self._template.render(values)
 
 
 class _Measured(NodeTransformer):
-    """Has what the compiler would make by itself made by filters that count it."""
+    """Has what the compiler would do by itself done by filters that look at it."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - jinja2's
         self.generic_visit(node)
-        parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, _JOINED, [], [], None, None, lineno=node.lineno)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802 - jinja2's
         self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice):
-            return node
-        return nodes.Filter(node, _COUNTED, [], [], None, None, lineno=node.lineno)
+        return _filtered(node, _COUNTED) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802 - jinja2's
+        self.generic_visit(node)
+        # Of two, one that is flat bounds it.
+        is_quick = len(node.ops) == 1 and (_is_flat(node.expr) or _is_flat(node.ops[0].expr))
+        if not is_quick:
+            node.expr = _filtered(node.expr, _WEIGHED)
+            for operand in node.ops:
+                operand.expr = _filtered(operand.expr, _WEIGHED)
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802 - jinja2's
+        self.generic_visit(node)
+        # It is hashed.
+        if not _is_flat(node.key):
+            node.key = _filtered(node.key, _WEIGHED)
+        return node
 
 
-@pass_context
-def _watched(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _check_time(context)
-        yield item
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _check_time(context: Context) -> None:
-    # Where a template sets names of its own, they are elsewhere.
-    if time.thread_time() > context.parent[_DEADLINE]:
-        raise SecurityError("it takes too long")
+def _is_flat(node: nodes.Expr) -> bool:
+    if isinstance(node, nodes.List | nodes.Tuple):
+        return all(isinstance(item, nodes.Const) for item in node.items)
+    return isinstance(node, nodes.Const)
+
+
+def _check_call(name: str, value: Any, given: tuple[Any, ...]) -> None:
+    if name in _REFUSED_METHODS:
+        raise SecurityError(f"{name} is not there")
+    # Of a class as of a value: it is none, and so refused.
+    if isinstance(value, str | int) or (isinstance(value, type) and issubclass(value, str | int)):
+        expect(name, value, given)
+    elif name in _COMPARING_METHODS:
+        weighed(value)
 
 
 def _size(value: Any) -> float:

@@ -30,6 +30,7 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cl
 # The longest body there may be takes a fifth of it.
 _MAX_RENDER_S = 5.0
 _MAX_INDENT = 16
+_MAX_FORM = 1000
 
 
 class ChatTemplate:
@@ -44,7 +45,7 @@ class ChatTemplate:
         self._special = dict(special)
         environment = TemplateSandbox()
         environment.filters["tojson"] = _json_maker(environment.amounts)
-        environment.globals["raise_exception"] = _raise
+        environment.globals["raise_exception"] = _raiser(environment.amounts)
         environment.globals["strftime_now"] = _now
         try:
             self._template = None if source is None else environment.compiled(source)
@@ -131,9 +132,15 @@ def _json_maker(amounts: Amounts) -> Callable[..., str]:
     return to_json
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _raiser(amounts: Amounts) -> Callable[[Any], NoReturn]:
+    def refuse(message: Any) -> NoReturn:
+        raise TemplateError(amounts.text(message))
+
+    return refuse
 
 
 def _now(form: str) -> str:
+    # It may take hundreds of bytes for each character.
+    if len(form) > _MAX_FORM:
+        raise SecurityError(f"a form of dates has {_MAX_FORM} characters at most")
     return datetime.now(UTC).strftime(form)

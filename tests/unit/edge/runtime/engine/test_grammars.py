@@ -51,6 +51,12 @@ def test_a_grammar_that_comes_again_is_not_compiled_again(made, compiler):
     assert made == [constant("a")]
 
 
+def test_what_was_compiled_is_known(compiler):
+    assert not compiler.knows(constant("a"))
+    compiler.compile(constant("a"))
+    assert (compiler.knows(constant("a")), compiler.knows(constant("b"))) == (True, False)
+
+
 def test_what_was_not_asked_for_the_longest_is_forgotten_first(made, compiler, monkeypatch):
     monkeypatch.setattr(grammars, "_MAX_REMEMBERED", 2)
     for value in ("a", "b", "a", "c", "a", "b"):

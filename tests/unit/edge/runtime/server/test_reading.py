@@ -16,7 +16,7 @@ from maas.core.errors import ConfigError, InvalidRequest, PromptTooLong
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server import reading, serve
 from maas.edge.runtime.server.app import EdgeServer
-from maas.edge.runtime.server.reading import encoder_of
+from maas.edge.runtime.server.reading import Readers, encoder_of
 from maas.edge.runtime.server.serve import open_served
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import ChatTemplate, load_template
@@ -118,6 +118,7 @@ def test_a_template_without_end_is_ended(monkeypatch, source):
         template.render([{"role": "user", "content": "x"}], None)
 
 
+BIG = "{% set big = 'x' * 1000000 %}"
 GROW = "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(40) %}"
 
 
@@ -154,6 +155,21 @@ GROW = "{% set ns = namespace(x='x' * 1000000) %}{% for i in range(40) %}"
         *("{{ '%999999999d' | format(1) }}", "{{ 'a\nb' | indent(999999999) }}"),
         *("{{ '\t'.expandtabs(999999999) }}", "{{ (1).to_bytes(999999999) }}"),
         "{{ [[1]] | tojson(indent=999999999) }}",
+        "{{ '{:>{}}'.format('x', '60000000000') }}",
+        "{{ '{0:>{1[0]}}'.format('x', [60000000000]) }}",
+        *("{{ '{:٦٠٠٠٠٠٠٠٠٠٠}'.format(1) }}", "{{ '%.*f' % (999999999, 1) }}"),
+        *("{{ '%(x)999999999d' % {'x': 1} }}", "{{ '%((x))999999999d' % {'(x)': 1} }}"),
+        *("{{ '%*d' | format(999999999, 1) }}", "{{ '%999999999d' is odd }}"),
+        "{{ '%999999999d' is divisibleby(1) }}",
+        "{{ ('a\r' * 500000) | indent('x' * 1000) }}",
+        BIG + "{{ [{'a': big}.values()] * 100000 }}",
+        BIG + "{{ [{'a': big}.items()] * 100000 }}",
+        BIG + "{{ [{big: 1}.keys()] * 100000 }}",
+        BIG + "{{ [(big | e).upper] * 100000 }}",
+        BIG + "{{ raise_exception([big] * 100000) }}",
+        BIG + "{{ strftime_now(big) }}",
+        BIG + "{{ ([[1] * 1000000] * 1000000) | select | sum(start=[]) }}",
+        "{{ [0x" + "f" * 1000 + "] * 1000000 }}",
     ],
 )
 def test_a_template_that_makes_too_much_is_ended_before_it_is_made(source):
@@ -165,6 +181,99 @@ def test_a_template_that_makes_too_much_is_ended_before_it_is_made(source):
         assert tracemalloc.get_traced_memory()[1] < 200 << 20
     finally:
         tracemalloc.stop()
+
+
+TWICE = (
+    "{% set ns = namespace(a=(1,), b=(1,)) %}{% for i in range(40) %}"
+    "{% set ns.a = (ns.a, ns.a) %}{% set ns.b = (ns.b, ns.b) %}{% endfor %}"
+)
+LONG = BIG + "{% set ones = [1] * 1000000 %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TWICE + "{{ ns.a == ns.b }}",
+        TWICE + "{{ ns.a < ns.b }}",
+        TWICE + "{{ ns.a in [ns.b] }}",
+        TWICE + "{{ ns.a in ([ns.b] | select) }}",
+        TWICE + "{{ ns.a in ([ns.b] | reverse) }}",
+        TWICE + "{{ 1 < 2 != ns.a == ns.b }}",
+        TWICE + "{{ ns.a is eq ns.b }}",
+        TWICE + "{{ ns.a is in [ns.b] }}",
+        TWICE + "{{ ns.a is lower }}",
+        TWICE + "{{ [ns.a] | select('==', ns.b) | list }}",
+        *(TWICE + "{{ [ns.a, ns.b] | " + name + " }}" for name in ("sort", "max", "unique | list")),
+        TWICE + "{{ [ns.a, ns.b] | select | min }}",
+        TWICE + "{{ [ns.a, ns.b] | reverse | sort }}",
+        TWICE + "{{ [namespace(x=ns.a), namespace(x=ns.b)] | max(attribute='x') }}",
+        TWICE + "{{ [{'x': ns.a}, {'x': ns.b}] | groupby('x') }}",
+        TWICE + "{{ [ns.a].index(ns.b) }}",
+        TWICE + "{{ [ns.a].count(ns.b) }}",
+        TWICE + "{{ {}.get(ns.a) }}",
+        TWICE + "{{ {}[ns.a] }}",
+        TWICE + "{{ {ns.a: 1} }}",
+        TWICE + "{{ dict([[ns.a, 1]] | select) }}",
+        TWICE + "{{ {}.keys() - [ns.a] }}",
+        TWICE + "{% for i in [1] %}{{ loop.changed(ns.a) }}{{ loop.changed(ns.b) }}{% endfor %}",
+    ],
+)
+def test_what_nests_without_bound_is_not_compared_or_hashed(monkeypatch, source):
+    monkeypatch.setattr("maas.edge.runtime.server.amounts._MAX_PARTS", 10_000)
+    with pytest.raises(InvalidRequest, match="the chat template refuses"):
+        ChatTemplate(source, {}).render([], None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("{{ 1 | round(1000000000, 'ceil') }}", "{{ 1 | round(-1000000000) }}"),
+        "{{ [1] | map('round', 1000000000, 'ceil') | list }}",
+        LONG + "{{ ([ones] * 1000000) | map('max') | list }}",
+        LONG + "{{ ([ones] * 1000000) | map('sum') | list }}",
+        LONG + "{{ ([ones] * 1000) | map('select') | map('sum') | list }}",
+        BIG + "{{ big.strip('y' * 1000000 ~ 'x') }}",
+        BIG + "{{ big | trim('y' * 1000000 ~ 'x') }}",
+        BIG + "{{ big.rfind('y' ~ big[:500000]) }}",
+        *(BIG + "{{ big | wordwrap(1) }}", "{{ ('<!---->' * 100000) | striptags }}"),
+        "{{ (('<!---->' * 100000) | safe).striptags() }}",
+        "{{ 0x" + "f" * 100000 + " // 3 }}",
+        "{{ (1).from_bytes([255] * 1000000) }}",
+    ],
+)
+def test_a_template_that_does_much_at_once_is_ended_before_it_is_done(monkeypatch, source):
+    monkeypatch.setattr("maas.edge.runtime.server.templates._MAX_RENDER_S", 0.5)
+    started = time.thread_time()
+    with pytest.raises((InvalidRequest, ConfigError), match="the chat template"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], None)
+    assert time.thread_time() - started < 4
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '%d' % 1764375000 }}", "1764375000"),
+        ("{{ '{}'.format(1764375000) }}", "1764375000"),
+        ("{{ '%s' | format(1764375000) }}", "1764375000"),
+        ("{{ 'id 99999999 %s' % 'x' }}", "id 99999999 x"),
+        ("{{ 'id 99999999 {}'.format('x') }}", "id 99999999 x"),
+        ("{{ '%*d %(%5d' % (3, 1, 2) if false else '%-5d|%%' % 7 }}", "7    |%"),
+        ("{{ '{:>5}{a!s:.2}{{9}}'.format(1, a='xyz') }}", "    1xy{9}"),
+        ("{{ 42.55 | round(1, 'floor') }}{{ 7 | round }}", "42.57"),
+        ("{{ [1, 2] | select | sum }}{{ [{'a': 1.5}] | sum(attribute='a', start=1) }}", "32.5"),
+        ("{{ {'a': 1}.values() | list }}{{ {'a': [1]}.items() }}", "[1]dict_items([('a', [1])])"),
+        ("{{ [1] == [1] }}{{ 1 < 2 < 3 }}{{ [2] in [[1], [2]] }}", "TrueTrueTrue"),
+        ("{{ 'b' in (['a', 'b'] | map('lower')) }}{{ u == none }}{{ 3 is odd }}", "TrueFalseTrue"),
+        ("{% set x = 'b' %}{{ x in ['a', x] | map('lower') }}{{ x is in ['b'] }}", "TrueTrue"),
+        ("{{ ['b', 'a'] | sort }}{{ [1, 1] | unique | list }}{{ [1, 3] | max }}", "['a', 'b'][1]3"),
+        ("{{ (['b', 'a'] | select | sort)[0] }}{{ [1, 2] | reverse | first }}", "a2"),
+        ("{% set k = 'x' %}{{ {k: 1}[k] }}{{ {(1, 2): 3}[(1, 2)] }}{{ 7 // 2 - 1 }}", "132"),
+        ("{% set ns = namespace(n=none) %}{{ ns.n == ns }}{{ [5].index(5) }}", "False0"),
+        ("{{ ' x\n'.strip() }}{{ 'a</t>b'.rsplit('</t>', 1)[-1] }}{{ 'a,b'.rfind(',') }}", "xb1"),
+    ],
+)
+def test_what_makes_little_is_not_refused(source, text):
+    assert ChatTemplate(source, {}).render([], None) == text
 
 
 def test_what_templates_do_with_texts_they_still_do():
@@ -238,6 +347,9 @@ class SlowGrammars(FakeEdgeEngine):
         self.begins.set()
         assert self.may_end.wait(10)
 
+    def knows_grammar(self, text: str) -> bool:
+        return text == "known"
+
 
 @pytest.fixture
 def slow() -> Iterator[SlowGrammars]:
@@ -268,6 +380,47 @@ async def test_a_grammar_that_takes_too_long_is_refused_and_who_waits_for_it_is_
         assert "was not compiled within" in (await refused.json())["error"]["message"]
         waited = next(answer for answer in answers if answer.status == 429)
         assert int(waited.headers["Retry-After"]) > 0
+
+
+async def test_a_grammar_that_is_known_waits_for_no_other(slow):
+    readers = Readers()
+    held = [asyncio.create_task(readers.compile(slow, f"new {n}")) for n in range(3)]
+    assert await asyncio.to_thread(slow.begins.wait, 10)
+    await asyncio.wait_for(readers.compile(slow, "known"), 1)
+    assert not any(task.done() for task in held)
+    slow.may_end.set()
+    await asyncio.gather(*held)
+
+
+async def test_the_time_a_grammar_waited_is_not_its_own(slow, monkeypatch):
+    monkeypatch.setattr(reading, "_MAX_COMPILE_S", 1.0)
+    readers, last = Readers(), SlowGrammars()
+    held = [readers.compile(slow, f"slow {n}") for n in range(reading._NUM_GRAMMARS)]
+    first = asyncio.gather(*held)
+    assert await asyncio.to_thread(slow.begins.wait, 10)
+    waiting = asyncio.create_task(readers.compile(last, "last"))
+    await asyncio.sleep(0.6)
+    slow.may_end.set()
+    await first
+    await asyncio.sleep(0.6)
+    assert not waiting.done()
+    last.may_end.set()
+    await waiting
+
+
+async def test_a_grammar_whose_asker_is_gone_is_not_begun(slow):
+    readers, last = Readers(), SlowGrammars()
+    held = [readers.compile(slow, f"slow {n}") for n in range(reading._NUM_GRAMMARS)]
+    first = asyncio.gather(*held)
+    assert await asyncio.to_thread(slow.begins.wait, 10)
+    waiting = asyncio.create_task(readers.compile(last, "last"))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    slow.may_end.set()
+    await first
+    await readers.compile(slow, "next")
+    assert not last.begins.is_set()
 
 
 async def test_a_schema_that_is_too_large_is_refused_with_its_field(served):
