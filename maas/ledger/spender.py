@@ -276,9 +276,12 @@ class Spender:
         ]
         if pieces:
             keys = {piece.window.key for piece in pieces}
+            before = [(piece.remaining, piece.leased) for piece in pieces]
             claimed = await asyncio.to_thread(self._books.claimed, keys)
-            for piece in pieces:
-                if piece.window.key in claimed:
+            for piece, known in zip(pieces, before, strict=True):
+                # A grant that came meanwhile is newer than what was read.
+                is_newest = (piece.remaining, piece.leased) == known
+                if is_newest and piece.window.key in claimed:
                     piece.remaining = max(piece.cap.amount - claimed[piece.window.key], 0)
 
     def _next_batch(self, *, is_last: bool) -> _Batch | None:

@@ -1,6 +1,7 @@
 """Admission: all or nothing, never past a cap, whoever races."""
 
 import asyncio
+import threading
 import time
 from decimal import Decimal
 
@@ -346,3 +347,26 @@ async def test_the_rest_of_a_limit_is_seen_though_another_gateway_used_it(desks)
         await desk.spender.flush()
     (piece,) = first.spender.account(first.caps, first.clock.now()).slices
     assert piece.free + piece.remaining <= 2
+
+
+async def test_a_grant_is_newer_than_what_was_read_before_it(desks, books, monkeypatch):
+    desk = await desks(RPM)
+    desk.finish(await desk.ask())
+    has_read, may_go_on = threading.Event(), threading.Event()
+    read = books.claimed
+
+    def read_slowly(keys):
+        claimed = read(keys)
+        has_read.set()
+        assert may_go_on.wait(10)
+        return claimed
+
+    monkeypatch.setattr(books, "claimed", read_slowly)
+    looking = asyncio.create_task(desk.spender.flush())
+    assert await asyncio.to_thread(has_read.wait, 10)
+    for _ in range(3):
+        desk.finish(await desk.ask())
+    may_go_on.set()
+    await looking
+    (piece,) = desk.spender.account(desk.caps, desk.clock.now()).slices
+    assert piece.free + piece.remaining == 1
