@@ -156,16 +156,21 @@ class Platform:
                 continue
         return [p for p in found if p.pid != os.getpid()]
 
-    def find(self, words: str) -> psutil.Process:
-        """Return the one process whose command line holds these words."""
-        for process in self.processes():
-            try:
-                with_name = [process.name(), *process.cmdline()]
-            except psutil.NoSuchProcess:
-                continue
-            if any(words in word for word in with_name):
-                return process
-        raise AssertionError(f"no process {words!r}")
+    def find(self, words: str, timeout_s: float = 30) -> psutil.Process:
+        """Return the one process whose command line holds these words, once there is one."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen = []
+            for process in self.processes():
+                try:
+                    with_name = [process.name(), *process.cmdline()]
+                except psutil.NoSuchProcess:
+                    continue
+                if any(words in word for word in with_name):
+                    return process
+                seen.append(with_name[:4])
+            assert time.monotonic() < deadline, f"no process {words!r} among {seen}"
+            time.sleep(0.25)
 
     def wait_gone(self, timeout_s: float = 10) -> list[psutil.Process]:
         """Wait until no process is left; return those that are."""
