@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from httpx import Client
 from openai import OpenAI
@@ -24,6 +25,8 @@ from maas.core.settings import load_settings
 
 MODEL = "smollm2-135m-instruct"
 START_TIMEOUT_S = 240
+# A gateway reads the store four times a second: what is true there is true for clients by then.
+SEEN_WITHIN_S = 1.0
 
 
 def free_port() -> int:
@@ -76,7 +79,18 @@ class Platform:
             self.wait_ready()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        self.wait(lambda: self.status()["ready"], "the platform to be ready", timeout_s)
+        self.wait(
+            lambda: self.status()["ready"] and self._is_seen(),
+            "the platform to be ready",
+            timeout_s,
+        )
+
+    def _is_seen(self) -> bool:
+        """Say whether the gateway has seen what the store says by now."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def wait(self, is_done, what: str, timeout_s: float = START_TIMEOUT_S) -> Any:
         deadline = time.monotonic() + timeout_s
@@ -85,6 +99,7 @@ class Platform:
                 log = (self.home / "up.log").read_text()[-2000:]
                 raise AssertionError(f"maas up ended with {self.process.returncode}:\n{log}")
             if result := is_done():
+                time.sleep(SEEN_WITHIN_S)
                 return result
             time.sleep(0.25)
         raise AssertionError(f"waited {timeout_s} s for {what}; status: {self.status()}")
