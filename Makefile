@@ -39,6 +39,16 @@ test-units: install ## The tests that need no engine
 test-platform: install ## The tests on real engines
 	@$(PLATFORM)
 
+check: install ## The gates without the tests
+	@echo "== format (ruff format)"
+	@$(BIN)/ruff format --check .
+	@echo "== lint (ruff check)"
+	@$(BIN)/ruff check .
+	@echo "== layers (import-linter)"
+	@$(BIN)/lint-imports --no-logo
+	@echo "== types (pyright)"
+	@$(BIN)/pyright
+
 test-slow: install ## What is too slow for make test
 	@$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
 
