@@ -188,13 +188,15 @@ class OnnxEngine:
     @property
     def stats(self) -> EngineStats:
         """How busy it is now."""
+        # Outside the lock, which the engine's thread needs: a first reading may take a moment.
+        pace = self._options.pace()
         with self._changed:
             return EngineStats(
                 num_running=sum(len(lane.sequences) for lane in self._lanes.values()),
                 num_waiting=len(self._waiting),
                 num_tokens_total=self._num_tokens_total,
                 kv_cache_usage=self._num_held() / self._max_tokens,
-                pace=self._options.pace(),
+                pace=pace,
             )
 
     def close(self) -> None:
