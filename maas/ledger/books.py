@@ -17,11 +17,13 @@ from typing import cast
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Select,
     Table,
     bindparam,
     delete,
     func,
+    or_,
     select,
     type_coerce,
     update,
@@ -49,7 +51,6 @@ _COLUMNS = {
     "organization": JournalRow.organization_id,
     "project": JournalRow.project_id,
     "key": JournalRow.key_id,
-    "model": JournalRow.model_id,
 }
 # A slice is this share of what is left: near the end slices are small, so that little of a cap
 # lies idle with a spender that does not need it.
@@ -365,24 +366,32 @@ def _journaled(cap: Cap, window: Window) -> Select[int]:
     )
     for part in cap.subject.split("/", 1):
         kind, _, value = part.partition(":")
-        query = query.where(_COLUMNS[kind] == value)
+        query = query.where(is_of_model(value) if kind == "model" else _COLUMNS[kind] == value)
     return query
+
+
+def is_of_model(model_id: str) -> ColumnElement[bool]:
+    """Return the condition on a row of the journal that it counts against a model's limits."""
+    return or_(JournalRow.model_id == model_id, JournalRow.base_model_id == model_id)
 
 
 def _journaled_amounts(entries: Sequence[Entry]) -> dict[str, int]:
     """Return how much entries count in each counter, were all counters there."""
-    sums: dict[tuple[Payer, str, int], list[int]] = {}
+    sums: dict[tuple[Payer, str, str, int], list[int]] = {}
     for entry in entries:
-        total = sums.setdefault((entry.payer, entry.model_id, int(entry.at // MINUTE_S)), [0, 0])
+        minute = int(entry.at // MINUTE_S)
+        group = (entry.payer, entry.model_id, entry.base_model_id, minute)
+        total = sums.setdefault(group, [0, 0])
         total[0] += entry.num_tokens
         total[1] += to_nanos(entry.amount)
     amounts: dict[str, int] = {}
-    for (payer, model_id, minute), total in sums.items():
+    for (payer, model_id, base_model_id, minute), total in sums.items():
         subjects = subjects_of(
             organization_id=payer.organization_id,
             project_id=payer.project_id,
             key_id=payer.key_id,
             model=model_id,
+            base=base_model_id,
         )
         for metric, amount in zip(_JOURNALED, total, strict=True):
             _, _, label = window_of(metric, minute)
@@ -423,6 +432,7 @@ def _row_of(entry: Entry) -> tuple[str | int | float, ...]:
         entry.request_id,
         entry.endpoint,
         entry.model_id,
+        entry.base_model_id,
         entry.tier,
         entry.num_requests,
         entry.input_tokens,

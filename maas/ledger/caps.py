@@ -146,11 +146,21 @@ def subject_of(scope: str, scope_id: str, model: str | None = None) -> str:
     return owner if model is None or scope == "model" else f"{owner}/model:{model}"
 
 
-def subjects_of(*, organization_id: str, project_id: str, key_id: str, model: str) -> list[str]:
-    """Return everything that a request by this key to this model counts against."""
+def subjects_of(
+    *, organization_id: str, project_id: str, key_id: str, model: str, base: str = ""
+) -> list[str]:
+    """Return everything that a request by this key to this model counts against.
+
+    Args:
+        organization_id: Of the key.
+        project_id: Of the key.
+        key_id: The key's.
+        model: What is asked.
+        base: What that was tuned from: tuning is no way around the base's limits.
+    """
     owners = (("organization", organization_id), ("project", project_id), ("key", key_id))
-    return [
-        *(subject_of(*owner) for owner in owners),
-        *(subject_of(*owner, model) for owner in owners),
-        subject_of("model", model),
-    ]
+    subjects = [subject_of(*owner) for owner in owners]
+    for name in (model, base) if base else (model,):
+        subjects.extend(subject_of(*owner, name) for owner in owners)
+        subjects.append(subject_of("model", name))
+    return subjects

@@ -27,6 +27,7 @@ class Opened(msgspec.Struct, frozen=True, tag="open", array_like=True):
     Attributes:
         at: Epoch seconds of the admission: it decides the window and the off-peak factor.
         input_tokens: Estimate, for the case that nobody ever says more.
+        base_model_id: What a tuned model was tuned from: its limits count this too.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Opened(msgspec.Struct, frozen=True, tag="open", array_like=True):
     tier: str
     price_id: str
     input_tokens: int
+    base_model_id: str = ""
 
 
 class Progressed(msgspec.Struct, frozen=True, tag="progress", array_like=True):
@@ -58,7 +60,11 @@ class GaveBack(msgspec.Struct, frozen=True, tag="back", array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
-    """A charge, as the journal keeps it."""
+    """A charge, as the journal keeps it.
+
+    Attributes:
+        base_model_id: What a tuned model was tuned from: its limits count this too.
+    """
 
     id: str
     at: float
@@ -79,6 +85,8 @@ class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
     gpu_milliseconds: int = 0
     storage_mib_hours: int = 0
     export_milliseconds: int = 0
+    # At the end, with a default: logs that were written before it are read all the same.
+    base_model_id: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -63,4 +63,5 @@ def entry_of(
         gpu_milliseconds=quantity.gpu_milliseconds,
         storage_mib_hours=quantity.storage_mib_hours,
         export_milliseconds=quantity.export_milliseconds,
+        base_model_id=opened.base_model_id,
     )

@@ -79,6 +79,7 @@ class Spender:
         self._entries: list[Entry] = []
         self._posted = wal.position
         self._batch: _Batch | None = None
+        self._flushing = asyncio.Lock()
         self._wanted: dict[Slice, list[int]] = {}
         self._is_wanted = asyncio.Event()
         self._asking: list[asyncio.Future[None]] = []
@@ -232,20 +233,25 @@ class Spender:
         Args:
             is_last: Give everything back, not only what is idle.
         """
-        try:
-            if self._batch is not None:
-                await self._post(self._batch)
-            self._log_progress()
-            batch = self._next_batch(is_last=is_last)
-            if batch is not None:
-                await self._post(batch)
-            await self._look()
-        except Conflict as error:
-            self._is_closed = True
-            log.critical("nothing more is admitted here: %s", error.message)
-        except MaasError as error:
-            log.error("charges wait in the log: %s", error.message)
-        return self._batch is None and not self._entries
+        # One at a time: a batch that is posted twice at once may come second behind the next one.
+        async with self._flushing:
+            try:
+                await self._flush(is_last=is_last)
+            except Conflict as error:
+                self._is_closed = True
+                log.critical("nothing more is admitted here: %s", error.message)
+            except MaasError as error:
+                log.error("charges wait in the log: %s", error.message)
+            return self._batch is None and not self._entries
+
+    async def _flush(self, *, is_last: bool) -> None:
+        if self._batch is not None:
+            await self._post(self._batch)
+        self._log_progress()
+        batch = self._next_batch(is_last=is_last)
+        if batch is not None:
+            await self._post(batch)
+        await self._look()
 
     def _log_progress(self) -> None:
         try:

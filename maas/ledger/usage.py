@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, RowMapping, case, cast, func, literal, select
 from sqlalchemy.orm import Session
 
 from maas.core.clock import Clock
+from maas.ledger.books import is_of_model
 from maas.ledger.caps import Cap, Metric, subject_of
 from maas.store.database import Database
 from maas.store.ledger_tables import JournalRow
@@ -43,7 +44,6 @@ _COLUMN_OF = {
     LimitScope.ORGANIZATION: "organization_id",
     LimitScope.PROJECT: "project_id",
     LimitScope.KEY: "api_key_id",
-    LimitScope.MODEL: "model",
 }
 
 
@@ -95,15 +95,22 @@ class UsageReader:
     def spent_this_month(
         self, scope: LimitScope, scope_id: str, model: str | None = None
     ) -> Decimal:
-        """Return what an organisation, project, key or model cost since the month began (UTC)."""
+        """Return what an organisation, project, key or model cost since the month began (UTC).
+
+        A model with all that was tuned from it, as its limits count it.
+        """
         cap = Cap(Metric.MONTHLY_BUDGET, subject_of(scope.value, scope_id), 0)
         window = cap.window(self._clock.now())
-        column = GROUPS[_COLUMN_OF[scope]]
+        spender = (
+            is_of_model(scope_id)
+            if scope is LimitScope.MODEL
+            else GROUPS[_COLUMN_OF[scope]] == scope_id
+        )
         total = func.sum(type_coerce(JournalRow.amount, BigInteger))
         with self._database.read() as session:
-            statement = select(total).where(JournalRow.at >= window.start, column == scope_id)
+            statement = select(total).where(JournalRow.at >= window.start, spender)
             if model is not None:
-                statement = statement.where(JournalRow.model_id == model)
+                statement = statement.where(is_of_model(model))
             nanos = session.scalar(statement)
         return from_nanos(int(nanos or 0))
 

@@ -25,7 +25,10 @@ class PriceRow(Base):
 
 
 class JournalRow(Base):
-    """One charge, written once and never changed. ``id`` is that of its reservation."""
+    """One charge, written once and never changed. ``id`` is that of its reservation.
+
+    ``base_model_id`` is that of a tuned model's base, and empty of every other model.
+    """
 
     __tablename__ = "journal"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -36,6 +39,7 @@ class JournalRow(Base):
     request_id: Mapped[str]
     endpoint: Mapped[str]
     model_id: Mapped[str]
+    base_model_id: Mapped[str]
     tier: Mapped[str]
     num_requests: Mapped[int]
     input_tokens: Mapped[int]

@@ -147,6 +147,7 @@ class Admission:
             tier=terms.price.tier,
             price_id=terms.price.id,
             input_tokens=_guess(request),
+            base_model_id=entry.base or "",
         )
         account, price = spender.account(terms.caps, now), terms.price
         most = _most(terms, quick_bound(request, entry), now) if terms.caps else _UNCAPPED

@@ -68,17 +68,12 @@ class TermsBook:
         project = self._projects[project_id]
         payer = Payer(project.organization_id, project.id, key_id)
         base = self._base_of.get(model_id)
-        # What is tuned counts against the limits of its base too: tuning is no way around them.
-        models = [model_id] if base is None else [model_id, base]
-        subjects = dict.fromkeys(
-            subject
-            for model in models
-            for subject in subjects_of(
-                organization_id=payer.organization_id,
-                project_id=payer.project_id,
-                key_id=key_id,
-                model=model,
-            )
+        subjects = subjects_of(
+            organization_id=payer.organization_id,
+            project_id=payer.project_id,
+            key_id=key_id,
+            model=model_id,
+            base=base or "",
         )
         caps = [
             cap

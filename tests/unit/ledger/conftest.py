@@ -30,12 +30,14 @@ class Desk:
     clock: object
     caps: tuple[Cap, ...] = ()
 
-    async def ask(self, *, input_tokens: int = 10, output_tokens: int = 10) -> Reservation:
+    async def ask(
+        self, *, input_tokens: int = 10, output_tokens: int = 10, model: str = "m", base: str = ""
+    ) -> Reservation:
         """Reserve for a request of at most so much."""
         now = self.clock.now()
         opened = Opened(
-            self.spender.next_id(), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
-            input_tokens,
+            self.spender.next_id(), now, PAYER, "req", "/v1/completions", model, "default",
+            PRICE.id, input_tokens, base,
         )  # fmt: skip
         most = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=output_tokens, at=now)
         account = self.spender.account(self.caps, now)

@@ -46,6 +46,7 @@ BUDGET = Decimal("0.5")
 CAPS = (
     Cap(Metric.MONTHLY_BUDGET, "project:proj-1", to_nanos(BUDGET)),
     Cap(Metric.TOKENS_PER_DAY, "key:key-1", 700),
+    Cap(Metric.TOKENS_PER_DAY, "key:key-1/model:m", 600),
     Cap(Metric.REQUESTS_PER_MINUTE, "organization:org-1", 9),
     Cap(Metric.CONCURRENT_REQUESTS, "model:m", 4),
 )
@@ -130,14 +131,20 @@ class LedgerMachine(RuleBasedStateMachine):
         self.alive.add(spender)
         return spender
 
-    @rule(target=held, spender=spenders, input_tokens=st.integers(1, 60), most=st.integers(1, 200))
-    def reserve(self, spender: Spender, input_tokens: int, most: int):
+    @rule(
+        target=held,
+        spender=spenders,
+        input_tokens=st.integers(1, 60),
+        most=st.integers(1, 200),
+        model=st.sampled_from([("m", ""), ("ft:m:tuned", "m")]),
+    )
+    def reserve(self, spender: Spender, input_tokens: int, most: int, model: tuple[str, str]):
         if spender not in self.alive:
             return multiple()
         now = self.clock.now()
         opened = Opened(
-            spender.next_id(), now, PAYER, "req", "/v1/completions", "m", "default", PRICE.id,
-            input_tokens,
+            spender.next_id(), now, PAYER, "req", "/v1/completions", model[0], "default", PRICE.id,
+            input_tokens, model[1],
         )  # fmt: skip
         cost = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=most, at=now)
         account = spender.account(CAPS, now)
@@ -209,7 +216,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_cap_is_passed_and_the_journal_is_what_is_used(self) -> None:
-        caps = {(cap.metric.value, cap.subject): cap.amount for cap in CAPS}
+        caps = {(cap.metric.value, cap.subject): cap for cap in CAPS}
         with self.database.read() as session:
             counters = session.scalars(select(CounterRow)).all()
             granted = dict(
@@ -222,10 +229,11 @@ class LedgerMachine(RuleBasedStateMachine):
             journal = session.scalars(select(JournalRow)).all()
         for counter in counters:
             metric, _label, subject = counter.key.split("/", 2)
-            assert counter.used + counter.leased <= caps[metric, subject]
+            cap = caps[metric, subject]
+            assert counter.used + counter.leased <= cap.amount
             assert counter.leased == granted.get(counter.key, 0)
-            window = CAPS[[c.metric.value for c in CAPS].index(metric)].window
-            rows = [row for row in journal if window(row.at).key == counter.key]
+            # Every request is one of them all: the only models are one and what was tuned from it.
+            rows = [row for row in journal if cap.window(row.at).key == counter.key]
             if metric == Metric.MONTHLY_BUDGET.value:
                 assert from_nanos(counter.used) == sum((row.amount for row in rows), Decimal(0))
             if metric == Metric.TOKENS_PER_DAY.value:

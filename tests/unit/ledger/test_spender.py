@@ -194,6 +194,20 @@ async def test_what_was_used_before_there_was_a_cap_counts(desks):
         await capped.ask(output_tokens=10)
 
 
+@pytest.mark.parametrize("is_capped_before", [True, False])
+async def test_what_was_tuned_counts_against_its_base_once_it_is_in_the_journal(
+    desks, is_capped_before
+):
+    cap = Cap(Metric.TOKENS_PER_DAY, f"{PROJECT}/model:m", 100)
+    desk = await desks(*([cap] if is_capped_before else []))
+    desk.finish(await desk.ask(model="ft:m:x", base="m"), output_tokens=70)
+    await desk.spender.flush(is_last=True)
+    desk.caps = (cap,)
+    await desk.ask(output_tokens=10)
+    with pytest.raises(LimitExceeded):
+        await desk.ask(output_tokens=10)
+
+
 async def test_what_others_use_uncapped_counts_from_then_on(desks):
     capped = await desks(PER_DAY, name="gw-1")
     capped.finish(await capped.ask())
@@ -370,3 +384,26 @@ async def test_a_grant_is_newer_than_what_was_read_before_it(desks, books, monke
     await looking
     (piece,) = desk.spender.account(desk.caps, desk.clock.now()).slices
     assert piece.free + piece.remaining == 1
+
+
+async def test_who_posts_at_the_same_time_does_not_close_the_books(desks, books, monkeypatch):
+    desk = await desks()
+    post, calls, is_late = books.post, [], threading.Event()
+
+    def post_in_turn(*arguments, **places) -> None:
+        calls.append(places["since"])
+        if len(calls) == 2:
+            # Of two that post a batch the second comes to the store after the batch that follows.
+            is_late.wait(1)
+        post(*arguments, **places)
+        if len(calls) == 3:
+            is_late.set()
+
+    monkeypatch.setattr(books, "post", post_in_turn)
+    desk.finish(await desk.ask())
+    first, second = (asyncio.create_task(desk.spender.flush()) for _ in range(2))
+    await first
+    desk.finish(await desk.ask())
+    await desk.spender.flush()
+    await second
+    desk.finish(await desk.ask())

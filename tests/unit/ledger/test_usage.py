@@ -7,11 +7,14 @@ import pytest
 from maas.ledger.books import Books
 from maas.ledger.entries import Entry, Exactness, Payer
 from maas.ledger.usage import UsageQuery, UsageReader
+from maas.store.records import LimitScope
 
 DAY = 86_400.0
 
 
-def _entry(name: str, at: float, *, project: str = "p1", model: str = "m", amount: str = "0.1"):
+def _entry(
+    name: str, at: float, *, project: str = "p1", model: str = "m", amount: str = "0.1", base=""
+):
     return Entry(
         id=name,
         at=at,
@@ -28,6 +31,7 @@ def _entry(name: str, at: float, *, project: str = "p1", model: str = "m", amoun
         input_tokens=10,
         cached_tokens=4,
         output_tokens=3,
+        base_model_id=base,
     )
 
 
@@ -68,3 +72,16 @@ def test_groups_and_filters(reader):
     ]
     rows = reader.read(UsageQuery(0, 3 * DAY, where={"model": ["n"]}))
     assert [row.start for row in rows] == [DAY]
+
+
+def test_what_a_model_spent_has_what_was_tuned_from_it_as_its_limits_count_it(
+    reader, database, clock
+):
+    asked = ((LimitScope.MODEL, "m"), (LimitScope.PROJECT, "p1", "m"))
+    before = [reader.spent_this_month(*what) for what in asked]
+    now = clock.now()
+    entries = [_entry("own", now), _entry("tuned", now, model="ft:m:x", amount="0.02", base="m")]
+    Books(database, clock).charge(entries)
+    after = [reader.spent_this_month(*what) for what in asked]
+    assert after == [amount + Decimal("0.12") for amount in before]
+    assert reader.spent_this_month(LimitScope.MODEL, "ft:m:x") == Decimal("0.02")

@@ -3,6 +3,7 @@
 import errno
 import os
 
+import msgspec
 import pytest
 
 from maas.core.errors import DiskFull
@@ -26,6 +27,22 @@ def test_what_was_open_is_read_with_what_was_delivered(folder):
     assert wal.read(folder, "gw", Position()).orphans == ((opened("a"), 7),)
     log.close(delete=True)
     assert list(folder.iterdir()) == []
+
+
+def test_logs_of_the_version_before_are_read(folder, monkeypatch):
+    log = WriteAheadLog(folder, "gw")
+    encode = wal._encoder.encode
+
+    class Older:
+        def encode(self, record: Opened) -> bytes:
+            *fields, base = msgspec.json.decode(encode(record))
+            assert base == ""
+            return msgspec.json.encode(fields)
+
+    monkeypatch.setattr(wal, "_encoder", Older())
+    log.append(opened("a"))
+    assert wal.read(folder, "gw", Position()).orphans == ((opened("a"), 0),)
+    log.close(delete=True)
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])

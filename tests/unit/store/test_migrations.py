@@ -125,6 +125,31 @@ def test_store_of_every_version_with_rows_in_every_table_comes_up_to_this_one(em
                 assert now >= num_rows, f"{name} lost rows"
 
 
+def test_charges_of_tuned_models_get_their_base_and_its_counters_are_made_anew(empty):
+    empty.migrator().run("0070")
+    fill(empty)
+    tables = MetaData()
+    tables.reflect(empty.engine, only=["journal", "tuned_models", "counters"])
+    journal, tuned, counters = (
+        tables.tables[name] for name in ("journal", "tuned_models", "counters")
+    )
+    days = [f"tokens_per_day/20260101T0000/{name}" for name in ("idle", "held")]
+    with empty.engine.begin() as connection:
+        (tuned_id, base), *_ = connection.execute(select(tuned.c.id, tuned.c.base_model_id)).all()
+        changed = journal.update().where(journal.c.id == "id-101").values(model_id=tuned_id)
+        connection.execute(changed)
+        for key, leased in ((days[0], 0), (days[1], 5), ("requests_per_minute/x/idle", 0)):
+            row = {"key": key, "window_end": 1.0, "used": 1, "leased": leased}
+            connection.execute(counters.insert().values(row))
+    empty.migrate()
+    with empty.engine.connect() as connection:
+        bases = dict(connection.exec_driver_sql("SELECT id, base_model_id FROM journal").all())
+        left = set(connection.scalars(select(counters.c.key)))
+    assert bases == {"id-101": base, "id-102": ""}
+    assert days[0] not in left
+    assert {days[1], "requests_per_minute/x/idle"} < left
+
+
 def test_migrated_tables_are_those_of_the_code(empty):
     empty.migrate()
     with empty.engine.connect() as connection:
