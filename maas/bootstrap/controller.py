@@ -13,6 +13,7 @@ from maas.bootstrap.export_queue import make_export_queue
 from maas.bootstrap.fleet import make_fleet_keeper
 from maas.bootstrap.jobs import make_queue, make_sweeps
 from maas.bootstrap.reconcile import reconcile
+from maas.bootstrap.signing import prepare_signing
 from maas.bootstrap.storage import make_keeper
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
@@ -50,6 +51,7 @@ async def _leave_with_cluster(settings: Settings, address: str) -> None:
 async def run(settings: Settings) -> None:
     """Reconcile until asked to stop."""
     store = open_store(settings)
+    prepare_signing(settings, store)
     cluster = ServeCluster(settings)
     address = await _wait_for_cluster(settings)
     watch = asyncio.create_task(_leave_with_cluster(settings, address))

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from maas.bootstrap.signing import make_signing
 from maas.bootstrap.store import Store
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
@@ -29,6 +30,7 @@ def make_export_queue(settings: Settings, store: Store) -> ExportQueue:
         blobs=open_blobs(settings),
         probe=partial(probe_machine, settings.weights_dir),
         num_training=num_training,
+        signing_key=make_signing(settings, store).private_key,
     )
     database, clock = store.database, store.clock
     ledger = ExportLedger(database, clock, Books(database, clock), Tariff(database, clock))

@@ -5,6 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import SecretStr
+
+from maas.bootstrap.signing import make_signing
+from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import probe_machine
 from maas.catalog.weights.files import source_access
@@ -24,8 +28,10 @@ from maas.edge.export.spec import (
 )
 from maas.edge.export.start import run_export
 from maas.edge.runtime.bundle.manifest import MAX_ADAPTERS, device_name
+from maas.edge.runtime.bundle.signing import load_or_make_key, private_text_of
 from maas.engines.prepare import prepare_model
 from maas.finetune.adapter_files import describe_adapter
+from maas.serving.exports.signing import KEY_FILE
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         DoesNotFit: It would run out of memory or disk.
         AdapterRefused: An adapter is none, or does not fit.
         BundleRefused: The bundle keeps too little of the original.
+        ConfigError: The key that signs bundles is not to be opened here.
     """
     card = load_catalog(settings.models_dir).get_card(model_id)
     machine = probe_machine(settings.weights_dir)
     check_export(card, machine.memory_available_bytes, machine.disk_free_bytes, demand.shrink)
     adapters = _adapters(demand)
+    signing_key = SecretStr(_signing_key(settings))
     report(Progress(phase="weights", percent=0, message="preparing the weights"))
     prepared = prepare_model(
         card,
@@ -85,7 +93,7 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         name=demand.name or f"{card.id}-{precision}",
         work_dir=settings.home / "scratch" / f"export-{card.id}-{time.time_ns()}",
         out_path=out.absolute(),
-        signing_key=settings.home / "bundle.key",
+        signing_key=signing_key,
         task=card.task,
         max_model_len=card.context,
         tool_call_parser=card.tool_call_parser,
@@ -96,6 +104,17 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         created_at=float(int(time.time())),
     )
     return run_export(spec, report)
+
+
+def _signing_key(settings: Settings) -> str:
+    """Return the platform's key where this home has a store, and else the one of its file."""
+    if not settings.has_store:
+        return private_text_of(load_or_make_key(settings.home / KEY_FILE))
+    store = open_store(settings)
+    try:
+        return make_signing(settings, store).private_key()
+    finally:
+        store.database.close()
 
 
 def _adapters(demand: ExportDemand) -> tuple[RuntimeAdapter, ...]:

@@ -16,6 +16,7 @@ import psutil
 
 from maas.bootstrap.deployments import create_deployment
 from maas.bootstrap.keys import ensure_admin_key, has_admin_key
+from maas.bootstrap.signing import prepare_signing
 from maas.bootstrap.store import Store, open_store, save_settings
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import load_catalog
@@ -102,6 +103,8 @@ def _prepare(settings: Settings) -> Store:
             settings, store, model_id=settings.model, engine=settings.engine, options={}
         )
     ensure_admin_key(settings, store)
+    # Before the gateway listens: it tells the key to devices that enrol.
+    prepare_signing(settings, store)
     _check_weights(settings, store)
     return store
 

@@ -13,7 +13,7 @@ from maas.cli.output import JsonFlag, emit, moment
 from maas.cli.pages import AfterOption, print_page
 from maas.core.errors import ConfigError
 
-app = typer.Typer(help="Bundles: list, show, download, delete.", no_args_is_help=True)
+app = typer.Typer(help="Bundles: list, show, download, delete; their key.", no_args_is_help=True)
 _BUNDLES = "/bundles"
 
 
@@ -65,6 +65,13 @@ def download(
     fetch(client.source(f"{_BUNDLES}/{bundle_id}/content"), bundle, out)
     done = {"bundle_id": bundle_id, "path": str(out.absolute()), "size_bytes": out.stat().st_size}
     emit(done, as_json=as_json, render=lambda console: console.print(done["path"], soft_wrap=True))
+
+
+@app.command("key")
+def show_key(url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False) -> None:
+    """Print the public key of the platform's bundles, as maas-edge trust takes it."""
+    found = client_of(url, key).get(f"{_BUNDLES}/signing_key")
+    emit(found, as_json=as_json, render=lambda console: console.print(found["public_key"]))
 
 
 @app.command()

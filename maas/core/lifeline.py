@@ -1,8 +1,8 @@
 """A process that must not outlive its parent holds a lifeline: the parent's end of a pipe.
 
-The parent starts the child with a pipe as standard input and never writes to it. When the
-parent dies, in whatever way, the kernel closes its end and the child reads end-of-file. It
-needs no polling and no platform calls, and works for ``kill -9``.
+The parent starts the child with a pipe as standard input and writes nothing to it, or what the
+child reads before it watches. When the parent dies, in whatever way, the kernel closes its end and
+the child reads end-of-file. It needs no polling and no platform calls, and works for ``kill -9``.
 """
 
 import os

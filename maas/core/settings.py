@@ -165,6 +165,11 @@ class Settings(_Section):
         return f"sqlite:///{self.home / 'maas.db'}"
 
     @property
+    def has_store(self) -> bool:
+        """Whether a store is named, or was made here: a platform's state is in it."""
+        return self.database_url is not None or (self.home / "maas.db").exists()
+
+    @property
     def backups_dir(self) -> Path:
         """Folder of copies of the store, made before each upgrade."""
         return self.home / "backups"

@@ -1,4 +1,4 @@
-"""Tables of the edge: exports, what they tell, and the bundles that come of them."""
+"""Tables of the edge: exports, what they tell, the bundles that come of them, and their key."""
 
 from typing import Any, ClassVar
 
@@ -24,6 +24,18 @@ class BundleRow(Base):
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
+
+
+class SigningKeyRow(Base):
+    """A key that signs; the private half is sealed."""
+
+    __tablename__ = "signing_keys"
+    __audit__: ClassVar[str | None] = "signing_key"
+    __audit_hidden__: ClassVar[frozenset[str]] = frozenset({"sealed_key"})
+    id: Mapped[str] = mapped_column(primary_key=True)
+    public_key: Mapped[str]
+    sealed_key: Mapped[str] = mapped_column(ShortText(1024))
+    created_at: Mapped[float]
 
 
 class ExportRow(Base):

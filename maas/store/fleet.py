@@ -10,11 +10,12 @@ from maas.store.enrolment import EnrolmentRepository
 from maas.store.heartbeats import HeartbeatRepository
 from maas.store.rollouts import RolloutRepository
 from maas.store.secrets import Sealing
+from maas.store.signing_keys import SigningKeyRepository
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The devices of all projects, and what decides about them."""
+    """The devices of all projects, what decides about them, and the key they trust."""
 
     groups: GroupRepository
     channels: ChannelRepository
@@ -22,6 +23,7 @@ class Fleet:
     enrolment: EnrolmentRepository
     heartbeats: HeartbeatRepository
     rollouts: RolloutRepository
+    signing_keys: SigningKeyRepository
 
 
 def open_fleet(database: Database, clock: Clock, sealing: Sealing) -> Fleet:
@@ -30,7 +32,7 @@ def open_fleet(database: Database, clock: Clock, sealing: Sealing) -> Fleet:
     Args:
         database: The store.
         clock: For online, expired, over.
-        sealing: Of keys that may be asked for again.
+        sealing: Of keys that may be asked for again, and of the one that signs bundles.
     """
     return Fleet(
         groups=GroupRepository(database, clock),
@@ -39,4 +41,5 @@ def open_fleet(database: Database, clock: Clock, sealing: Sealing) -> Fleet:
         enrolment=EnrolmentRepository(database, clock, sealing),
         heartbeats=HeartbeatRepository(database, clock),
         rollouts=RolloutRepository(database, clock),
+        signing_keys=SigningKeyRepository(database, clock, sealing),
     )

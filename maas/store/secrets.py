@@ -80,5 +80,6 @@ class SecretBox:
             return fernet.decrypt(sealed.encode()).decode()
         except InvalidToken as error:
             raise ConfigError(
-                f"a stored secret was sealed with another key than {self._path}; store it again"
+                f"a stored secret was sealed with another key than {self._path}: copy that file "
+                "from the machine that stored it, or store it again"
             ) from error

@@ -14,6 +14,7 @@ COMMANDS = {
     "GET /v1/exports/{export_id}/events": "exports events",
     "POST /v1/exports/{export_id}/cancel": "exports cancel",
     "GET /v1/bundles": "bundle list",
+    "GET /v1/bundles/signing_key": "bundle key",
     "GET /v1/bundles/{bundle_id}": "bundle show",
     "DELETE /v1/bundles/{bundle_id}": "bundle delete",
     "GET /v1/bundles/{bundle_id}/content": "bundle download",

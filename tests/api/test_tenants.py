@@ -153,6 +153,7 @@ SHARED = {
     "POST /v1/adapters",
     "POST /v1/uploads",
     "GET /v1/fine_tuning/recipes",
+    "GET /v1/bundles/signing_key",
     "POST /v1/fine_tuning/jobs",
     "POST /v1/exports",
     "POST /v1/devices/enrolment_codes",

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from httpx import Client
 
+from maas.bootstrap.signing import make_signing
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Machine
 from maas.core.ids import new_id
@@ -19,7 +20,7 @@ from maas.edge.export.charges import ExportLedger
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 from maas.edge.runtime.bundle.archive import hash_file, pack
 from maas.edge.runtime.bundle.manifest import Manifest, Part
-from maas.edge.runtime.bundle.signing import load_or_make_key
+from maas.edge.runtime.bundle.signing import private_key_of
 from maas.finetune.adapter_files import ADAPTER_NAMES
 from maas.finetune.registry import blob_key_of
 from maas.ledger.books import Books
@@ -72,7 +73,8 @@ def pack_a_graph(asked: list[ExportSpec], spec: ExportSpec, report, on_start) ->
         cost_card={},
         receipt={},
     )
-    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
+    signing_key = private_key_of(spec.signing_key.get_secret_value())
+    made = pack(folder, manifest, signing_key, spec.out_path)
     return ExportResult(
         bundle_path=spec.out_path, bundle_id=made.bundle_id, manifest=msgspec.to_builtins(made)
     )
@@ -130,6 +132,7 @@ def open_yard(gateway: RunningGateway, smollm2_dir: Path) -> Iterator[Yard]:
         blobs=open_blobs(settings),
         probe=lambda: ROOMY,
         num_training=lambda: 0,
+        signing_key=make_signing(settings, store).private_key,
         run=partial(pack_a_graph, asked),
     )
     exports = ExportRepository(store.database, store.clock)

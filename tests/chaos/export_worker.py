@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from maas.bootstrap.signing import make_signing
 from maas.bootstrap.store import open_store, read_settings
 from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Machine
@@ -46,6 +47,7 @@ async def main(settings_file: str, kind: str) -> None:
         blobs=open_blobs(settings),
         probe=lambda: ROOMY,
         num_training=lambda: 0,
+        signing_key=make_signing(settings, store).private_key,
         run=run_export if kind == "real" else run_short,
     )
     database, clock = store.database, store.clock

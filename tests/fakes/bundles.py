@@ -14,6 +14,9 @@ from maas.edge.runtime.bundle.manifest import Manifest, Part
 from maas.edge.runtime.bundle.signing import load_or_make_key
 from tests.fakes.device import USER
 
+# The private half of a key, for exports that nobody checks the signature of.
+SEED = "5e" * 32
+
 
 @dataclass(frozen=True)
 class Made:

@@ -1,7 +1,8 @@
 """``python -m maas.edge.export.child SPEC.json``: one export in a process of its own.
 
-It tells on standard output, a line of JSON each: ``{"progress": ...}`` as it goes, and at the end
-``{"result": ...}`` or ``{"error": {"code", "message", "param"}}``. It ends when its parent does.
+The first line of standard input is the private key that signs. It tells on standard output, a line
+of JSON each: ``{"progress": ...}`` as it goes, and at the end ``{"result": ...}`` or ``{"error":
+{"code", "message", "param"}}``. It ends when its parent does.
 """
 
 import json
@@ -9,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 from typing import IO, Any
+
+from pydantic import SecretStr
 
 from maas.core.errors import MaasError
 from maas.core.lifeline import LIFELINE_FLAG, end_with_parent
@@ -20,12 +23,15 @@ _NICENESS = 10
 
 def main(arguments: list[str]) -> int:
     """Run one export; the exit code."""
+    # Before standard input is watched for its end.
+    signing_key = SecretStr(sys.stdin.readline().strip())
     if LIFELINE_FLAG in arguments:
         # Its parent made it the leader of a group: what builds and measures is in it.
         end_with_parent(with_group=True)
     told = _take_stdout()
     os.nice(_NICENESS)
-    spec = ExportSpec.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
+    fields = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    spec = ExportSpec.model_validate({**fields, "signing_key": signing_key})
 
     def report(progress: Progress) -> None:
         _tell(told, {"progress": progress.model_dump()})

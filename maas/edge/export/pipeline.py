@@ -35,7 +35,7 @@ from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
 from maas.edge.runtime.bundle.manifest import ADAPTERS, Adapter, Manifest, Part
-from maas.edge.runtime.bundle.signing import load_or_make_key
+from maas.edge.runtime.bundle.signing import private_key_of
 from maas.edge.runtime.engine.options import EngineOptions
 
 CALIBRATION_ROWS = 32
@@ -94,7 +94,9 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
         CapabilityMissing: This combination cannot be made, or proved, here.
         EngineError: The graph cannot be built.
         DiskFull: No room.
+        ConfigError: The key for signing is none.
     """
+    signing_key = private_key_of(spec.signing_key.get_secret_value())
     _check(spec)
     if spec.num_threads:
         torch.set_num_threads(spec.num_threads)
@@ -114,7 +116,7 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     cost = _cost(folder, spec.num_threads)
     report(Progress(phase="packing", percent=97, message="packing and signing"))
     manifest = _manifest(spec, folder, proved.summary, cost)
-    made = pack(folder, manifest, load_or_make_key(spec.signing_key), spec.out_path)
+    made = pack(folder, manifest, signing_key, spec.out_path)
     _check_size(spec)
     shutil.rmtree(spec.work_dir, ignore_errors=True)
     return ExportResult(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from maas.edge.runtime.bundle.manifest import ADAPTER_NAME
 
@@ -89,7 +89,8 @@ class ExportSpec(_Frozen):
     """Of the bundle."""
     work_dir: Path
     out_path: Path
-    signing_key: Path
+    signing_key: SecretStr = Field(exclude=True)
+    """The private key, in hexadecimal; never in the JSON: the process is told it by a pipe."""
     task: Literal["generate", "embed"] = "generate"
     max_model_len: int = Field(ge=1)
     tool_call_parser: str | None = None

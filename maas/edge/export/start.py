@@ -70,6 +70,7 @@ def run_export(
         ) as child,
     ):
         on_start(partial(_end_group, child.pid))
+        _hand_over(child, spec.signing_key.get_secret_value())
         result: ExportResult | None = None
         failure: MaasError | None = None
         for line in child.stdout or ():
@@ -92,6 +93,14 @@ def run_export(
     if result is None:
         raise EngineError(f"the export's process ended: {_last_line(log)}")
     return result
+
+
+def _hand_over(child: "subprocess.Popen[str]", signing_key: str) -> None:
+    """Write the private key to the process: others see no pipe, but arguments and perhaps files."""
+    # One that ended already says so by itself. Unbuffered: closing has nothing left to write.
+    with contextlib.suppress(BrokenPipeError):
+        if child.stdin is not None:
+            os.write(child.stdin.fileno(), f"{signing_key}\n".encode())
 
 
 def _end_group(pid: int) -> None:

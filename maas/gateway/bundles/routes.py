@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from maas.core.errors import NotFound
+from maas.edge.runtime.bundle.signing import key_id_of
 from maas.gateway.authority import ProjectAuthority, in_own_project
 from maas.gateway.exports.routes import newest_first
 from maas.gateway.organization.pages import ListPage, page_of
@@ -18,6 +19,7 @@ from maas.store.bundles import Bundle, BundleRepository
 from maas.store.devices import DeviceRepository
 from maas.store.pages import Window
 from maas.store.roles import Permission
+from maas.store.signing_keys import SigningKeyRepository
 
 router = APIRouter(prefix="/v1/bundles", tags=["edge"])
 
@@ -46,6 +48,14 @@ class BundleObject(BaseModel):
     manifest: Mapping[str, Any]
 
 
+class SigningKeyObject(BaseModel):
+    """The public half of the key that signs bundles, in hexadecimal; ``id`` is its short name."""
+
+    object: Literal["bundle.signing_key"] = "bundle.signing_key"
+    id: str
+    public_key: str
+
+
 class BundleDeleted(BaseModel):
     """That a bundle is gone."""
 
@@ -66,6 +76,11 @@ def _devices(request: Request) -> DeviceRepository:
     return request.app.state.fleet.fleet.devices
 
 
+def _signing_keys(request: Request) -> SigningKeyRepository:
+    return request.app.state.fleet.fleet.signing_keys
+
+
+_SigningKeys = Annotated[SigningKeyRepository, Depends(_signing_keys)]
 _Devices = Annotated[DeviceRepository, Depends(_devices)]
 _Bundles = Annotated[BundleRepository, Depends(_bundles)]
 _BlobsDep = Annotated[Blobs, Depends(_blobs)]
@@ -78,6 +93,15 @@ def list_bundles(
     """List the project's bundles, newest first."""
     page = bundles.list(who.project.id, window)
     return page_of([_shown(item) for item in page.items], has_more=page.has_more)
+
+
+@router.get("/signing_key")
+def get_signing_key(_: _Reader, keys: _SigningKeys) -> SigningKeyObject:
+    """Return the key that signs this platform's bundles: what a device trusts."""
+    public_key = keys.find_public()
+    if public_key is None:
+        raise NotFound("no bundle was signed yet: the key is made when a controller starts")
+    return SigningKeyObject(id=key_id_of(public_key), public_key=public_key)
 
 
 @router.get("/{bundle_id}")

@@ -111,6 +111,7 @@ class DeviceDoor:
             "object": "device.enrolment",
             "device": shown_device(device).model_dump(),
             "key": made.key,
+            "bundle_public_key": self._fleet.signing_keys.find_public(),
         }
 
     async def _identify(self, scope: Scope) -> KeyAccess:

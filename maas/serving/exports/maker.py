@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import SecretStr
+
 from maas.catalog.card import ModelCard
 from maas.catalog.catalog import Catalog
 from maas.catalog.machine import Machine
@@ -53,6 +55,7 @@ class BundleMaker:
     Attributes:
         probe: Reads this machine.
         num_training: Jobs that train now: they and an export would take each other's memory.
+        signing_key: Returns the private key for bundles, in hexadecimal.
         run: Runs one export in a process of its own.
     """
 
@@ -62,6 +65,7 @@ class BundleMaker:
     blobs: Blobs
     probe: Callable[[], Machine]
     num_training: Callable[[], int]
+    signing_key: Callable[[], str]
     run: Callable[..., ExportResult] = run_export
 
     def refuse(self, export: Export) -> str | None:
@@ -120,7 +124,9 @@ class BundleMaker:
         return model
 
     def _spec(self, export: Export, folder: Path) -> ExportSpec:
-        settings, card = self.settings, self.catalog.get_card(export.base_model_id)
+        card = self.catalog.get_card(export.base_model_id)
+        # Before all that takes long: without it, nothing comes of that.
+        signing_key = SecretStr(self.signing_key())
         tuned = None if export.model_id == card.id else self._tuned(export.model_id)
         prepared = self._prepared(card, tuned)
         adapter_dir = None
@@ -141,7 +147,7 @@ class BundleMaker:
             name=export.name,
             work_dir=folder / "work",
             out_path=folder / "bundle.maas",
-            signing_key=settings.home / "bundle.key",
+            signing_key=signing_key,
             task=card.task,
             max_model_len=card.context,
             tool_call_parser=card.tool_call_parser,

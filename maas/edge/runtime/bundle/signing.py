@@ -50,6 +50,29 @@ def load_or_make_key(path: Path) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(seed)
 
 
+def generate_key() -> Ed25519PrivateKey:
+    """Return a new key."""
+    return Ed25519PrivateKey.generate()
+
+
+def private_key_of(text: str) -> Ed25519PrivateKey:
+    """Return the key whose private half this is, in hexadecimal.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(text))
+    except ValueError as error:
+        # What it was is said to nobody.
+        raise ConfigError("not a signing key: want 64 hexadecimal digits") from error
+
+
+def private_text_of(key: Ed25519PrivateKey) -> str:
+    """Return the private half, in hexadecimal: told to nobody."""
+    return key.private_bytes_raw().hex()
+
+
 def public_key_of(key: Ed25519PrivateKey) -> str:
     """Return the public half, in hexadecimal: what a device trusts."""
     return key.public_key().public_bytes_raw().hex()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maas.core.errors import NotFound
+from maas.edge.runtime.bundle.signing import key_id_of
 from maas.edge.runtime.cli.flags import (
     DEFAULTS,
     AllowOrigin,
@@ -31,6 +32,7 @@ from maas.edge.runtime.cli.shared import JsonFlag, emit, open_shelf, warn
 from maas.edge.runtime.fleet.agent import AgentSettings, one_agent, run_agent
 from maas.edge.runtime.fleet.gateway import enrol_device
 from maas.edge.runtime.fleet.identity import (
+    Identity,
     forget_identity,
     gateway_url,
     identity_path,
@@ -59,12 +61,18 @@ def enrol(
     identity = asyncio.run(
         enrol_device(open_shelf().home, gateway, code.strip(), name=name, facts=facts)
     )
-    shown = {"device_id": identity.device_id, "name": identity.name, "gateway": identity.gateway}
+    shown = {
+        "device_id": identity.device_id,
+        "name": identity.name,
+        "gateway": identity.gateway,
+        "bundle_public_key": identity.bundle_public_key,
+    }
     emit(
         shown,
         as_json=as_json,
         render=lambda console: console.print(
-            f"enrolled as {identity.device_id} at {identity.gateway}; now: maas-edge agent",
+            f"enrolled as {identity.device_id} at {identity.gateway}{_whose(identity)}; now: "
+            "maas-edge agent",
             soft_wrap=True,
         ),
     )
@@ -82,6 +90,7 @@ def show_fleet(as_json: JsonFlag = False) -> None:
         "device_id": identity.device_id,
         "name": identity.name,
         "is_enrolled": identity.key is not None,
+        "bundle_public_key": identity.bundle_public_key,
         "last_contact_at": int(contact.at) if contact else None,
         "fallback_model": contact.fallback_model if contact else None,
         "desired": msgspec.to_builtins(contact.desired) if contact else None,
@@ -144,6 +153,11 @@ def agent(  # noqa: PLR0913 - one a flag
         allowed_origins=allowed_origins(allow_origin or ()),
     )
     asyncio.run(run_agent(settings, lambda at: warn(f"the agent answers on http://{host}:{at}/v1")))
+
+
+def _whose(identity: Identity) -> str:
+    key = identity.bundle_public_key
+    return "" if key is None else f", whose bundles are signed by key {key_id_of(key)}"
 
 
 def _said(label: str, value: Any) -> str:

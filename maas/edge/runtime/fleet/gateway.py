@@ -12,6 +12,7 @@ import msgspec
 from maas.core.errors import AuthenticationFailed, InvalidRequest, SourceUnreachable
 from maas.edge.runtime.fleet.identity import Identity, begin_enrolment, write_identity
 from maas.edge.runtime.fleet.wire import Enrolment, HeartbeatAnswer, cut
+from maas.edge.runtime.shelf.shelf import Shelf
 from maas.protocol.devices import HeartbeatRequest
 
 _TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=10)
@@ -85,6 +86,8 @@ async def enrol_device(
 ) -> Identity:
     """Make this device one of a gateway's; what was lost on the way is asked for again.
 
+    From then on it takes the bundles that the gateway's key signed, the very first one too.
+
     Raises:
         Conflict: It is enrolled already.
         SourceUnreachable: The gateway did not answer; the same again goes on from there.
@@ -97,12 +100,17 @@ async def enrol_device(
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
         gateway = Gateway(session, url)
         enrolment = await _enrol_patiently(gateway, asked)
+    public_key = enrolment.bundle_public_key
+    if public_key is not None:
+        # First: a device that is enrolled and trusts nobody would take anybody's first bundle.
+        Shelf(home).trust(public_key)
     identity = msgspec.structs.replace(
         begun,
         device_id=enrolment.device.id,
         key=enrolment.key,
         name=enrolment.device.name,
         enrolled_at=time.time(),
+        bundle_public_key=public_key,
     )
     write_identity(home, identity)
     return identity

@@ -28,6 +28,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         key: Likewise; told to nobody but the gateway.
         name: As the gateway has it.
         enrolled_at: Seconds since the epoch.
+        bundle_public_key: Signs the gateway's bundles; none where it did not say.
     """
 
     gateway: str
@@ -37,6 +38,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     name: str | None = None
     enrolled_at: float | None = None
+    bundle_public_key: str | None = None
 
 
 def identity_path(home: Path) -> Path:

@@ -1,11 +1,12 @@
 """What a gateway answers a device; what it is told is in ``maas.protocol.devices``."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 MAX_TEXT = 500
 Phase = Literal["pull", "verify", "trial", "load"]
+PublicKey = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 DeviceState = Literal["ok", "updating", "error", "idle"]
 
 
@@ -35,10 +36,11 @@ class EnrolledDevice(msgspec.Struct, frozen=True):
 
 
 class Enrolment(msgspec.Struct, frozen=True):
-    """The answer to a code."""
+    """The answer to a code; a gateway of before does not tell whose key signs bundles."""
 
     device: EnrolledDevice
     key: str
+    bundle_public_key: PublicKey | None = None
 
 
 def cut(text: str, size: int = MAX_TEXT) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from pydantic import SecretStr
 from transformers import BertConfig, BertModel
 
 from maas.core.errors import CapabilityMissing, InvalidRequest, PromptTooLong
@@ -24,6 +25,7 @@ from maas.edge.runtime.engine.contract import SamplingParams
 from maas.edge.runtime.engine.embed import EmbedEngine
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.engine.pace import Pace
+from tests.fakes.bundles import SEED
 from tests.unit.edge.conftest import VOCAB_SIZE, write_tiny_tokenizer
 
 # torch's exporter uses what torch itself deprecates, and says what it makes of names.
@@ -56,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Embeddin
         name="m",
         work_dir=home / "w",
         out_path=home / "m.maas",
-        signing_key=home / "key",
+        signing_key=SecretStr(SEED),
         task="embed",
         max_model_len=64,
         licence={},

@@ -18,6 +18,7 @@ from maas.edge.runtime.bundle.archive import unpack
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.serve import open_served
 from tests.contract.small_weights import write_adapter
+from tests.fakes.bundles import SEED
 
 
 def export(weights: Path, home: Path, *, min_score_percent: float, **more: object) -> ExportResult:
@@ -26,7 +27,7 @@ def export(weights: Path, home: Path, *, min_score_percent: float, **more: objec
         {
             "model_id": "m", "base_model_id": "m", "model_dir": weights, "precision": "int8",
             "name": "m", "work_dir": home / "work", "out_path": home / "m.maas",
-            "signing_key": home / "key", "max_model_len": 512, "licence": {}, "created_at": 0.0,
+            "signing_key": SEED, "max_model_len": 512, "licence": {}, "created_at": 0.0,
             "num_threads": 1, "quality": QualityDemand(min_score_percent=min_score_percent),
             "adapters": (RuntimeAdapter(name="x", folder=adapter, lineage={"job": "j"}),),
             **more,
@@ -69,7 +70,7 @@ def test_base_and_adapter_are_proved_and_named(tiny_weights: Path, tmp_path: Pat
         tmp_path / "out", "m", EngineOptions(num_threads=1), head.manifest.adapters
     )
     served.engine.close()
-    assert served.adapters == ("x",)
+    assert served.adapters == {"x"}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import SecretStr
 from transformers import AutoModelForCausalLM
 
 from maas.core.errors import BundleRefused
@@ -17,6 +18,7 @@ from maas.edge.export.spec import ExportSpec, QualityDemand
 from maas.edge.quality.measure import take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.runtime.engine.options import EngineOptions
+from tests.fakes.bundles import SEED
 
 ROWS = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
 Build = Callable[[Path, Path, BuildOptions], None]
@@ -32,7 +34,7 @@ def asked_for(tmp_path: Path, weights: Path, **quality: object) -> ExportSpec:
         precision="int8",
         work_dir=tmp_path,
         out_path=tmp_path / "out.maas",
-        signing_key=tmp_path / "key",
+        signing_key=SecretStr(SEED),
         max_model_len=512,
         licence={},
         quality=QualityDemand.model_validate(quality),

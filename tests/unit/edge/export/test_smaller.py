@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from maas.core.errors import ConfigError
@@ -16,6 +16,7 @@ from maas.edge.export.spec import ExportSpec, QualityDemand, ShrinkDemand, Shrin
 from maas.edge.quality.measure import take_reference
 from maas.edge.quality.scorers import TorchScorer
 from maas.edge.shrink.prune import count_parameters
+from tests.fakes.bundles import SEED
 from tests.unit.edge.conftest import write_tiny_tokenizer
 
 ROWS = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0))
@@ -50,7 +51,7 @@ def spec_of(weights: Path, demand: ShrinkDemand) -> ExportSpec:
         name="tiny",
         work_dir=weights.parent,
         out_path=weights.parent / "out.maas",
-        signing_key=weights.parent / "key",
+        signing_key=SecretStr(SEED),
         max_model_len=128,
         licence={},
         quality=QualityDemand(force=True),

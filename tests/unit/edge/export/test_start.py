@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from maas.core.errors import (
     AdapterRefused,
@@ -16,6 +17,7 @@ from maas.core.errors import (
 )
 from maas.edge.export.spec import ExportSpec
 from maas.edge.export.start import environment, run_export
+from tests.fakes.bundles import SEED
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         name="m-int4",
         work_dir=tmp_path / "work",
         out_path=tmp_path / "m.maas",
-        signing_key=tmp_path / "key",
+        signing_key=SecretStr(SEED),
         max_model_len=16,
         licence={},
         created_at=0.0,
