@@ -71,7 +71,11 @@ def download(
 def show_key(url: UrlOption = None, key: KeyOption = None, as_json: JsonFlag = False) -> None:
     """Print the public key of the platform's bundles, as maas-edge trust takes it."""
     found = client_of(url, key).get(f"{_BUNDLES}/signing_key")
-    emit(found, as_json=as_json, render=lambda console: console.print(found["public_key"]))
+    emit(
+        found,
+        as_json=as_json,
+        render=lambda console: console.print(found["public_key"], soft_wrap=True, highlight=False),
+    )
 
 
 @app.command()

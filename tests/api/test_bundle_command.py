@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from maas.cli.main import app
 from maas.core.errors import ConfigError, Conflict, MaasError, NotFound
 from maas.edge.runtime.bundle.archive import verify
+from maas.edge.runtime.cli.main import app as edge
 from maas.store.device_groups import ChannelRepository
 from maas.store.fleet_records import DEFAULT_CHANNEL
 from tests.api.conftest import RunningGateway
@@ -56,6 +57,22 @@ def test_bundles_are_listed_and_shown(yard: Yard, maas: Run) -> None:
     assert {"int8", "cpu", "Apache-2.0", BASE} <= set(shown)
     with pytest.raises(NotFound):
         maas("bundle", "show", "0" * 64)
+
+
+def test_the_printed_key_is_the_one_that_signs_and_that_a_device_trusts(
+    yard: Yard, maas: Run, tmp_path: Path
+) -> None:
+    bundle_id = yard.made()["bundle_id"]
+    out = tmp_path / "m.maas"
+    maas("bundle", "download", bundle_id, "--out", str(out))
+    printed = maas("bundle", "key", as_json=False)
+    assert printed == maas("bundle", "key")["public_key"] + "\n"
+    assert verify(out, {printed.strip()}).manifest.bundle_id == bundle_id
+    device = {"MAAS_EDGE_HOME": str(tmp_path / "device")}
+    trusted = CliRunner().invoke(edge, ["trust", printed], env=device)
+    assert trusted.exit_code == 0, trusted.output
+    checked = CliRunner().invoke(edge, ["verify", str(out), "--json"], env=device)
+    assert json.loads(checked.stdout)["is_trusted"] is True
 
 
 def test_bundle_is_downloaded_and_checked(yard: Yard, maas: Run, tmp_path: Path) -> None:

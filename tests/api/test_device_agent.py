@@ -11,10 +11,14 @@ import pytest
 from httpx import Client, Response
 
 from maas.bootstrap.fleet import make_fleet_keeper
+from maas.bootstrap.signing import prepare_signing
 from maas.bootstrap.store import open_store
 from maas.core.settings import Settings
 from maas.edge.export.build import BuildOptions, build
 from maas.edge.runtime.bundle.archive import verify
+from maas.edge.runtime.bundle.signing import load_or_make_key, public_key_of
+from maas.edge.runtime.shelf.shelf import Shelf
+from maas.serving.exports.signing import KEY_FILE
 from maas.serving.fleet import FleetKeeper
 from maas.store.blobs import open_blobs
 from maas.store.export_records import MadeBundle, NewExport
@@ -57,7 +61,9 @@ class Fleet:
     def bundle(self, tag: str, **changes: object) -> Made:
         """Make a bundle, and have the platform hold it as if an export had made it."""
         out = self.folder / f"{tag}.maas"
-        made = make_bundle(self.folder / "graph", out, key=self.folder / "key", tag=tag, **changes)
+        made = make_bundle(
+            self.folder / "graph", out, key=self.folder / KEY_FILE, tag=tag, **changes
+        )
         store = self.gateway.store
         exports = ExportRepository(store.database, store.clock)
         new = NewExport(
@@ -124,6 +130,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     _make_graph(folder)
     settings = Settings(home=folder)
     store = open_store(settings)
+    # As a platform of before left it: its bundles are signed by a file.
+    load_or_make_key(folder / KEY_FILE)
+    prepare_signing(settings, store)
     project_id = ensure_project(store.database, store.clock)
     with gateway_process(folder) as url, fake_engine() as engine:
         _, key = store.keys.create(
@@ -152,6 +161,8 @@ def _make_graph(folder: Path) -> None:
 
 
 def test_a_device_takes_its_first_bundle_then_a_rollout_and_halts_a_bad_one(fleet: Fleet) -> None:
+    ours = public_key_of(load_or_make_key(fleet.folder / KEY_FILE))
+    assert Shelf(fleet.device.home).trusted() == {ours}
     one, two = fleet.bundle("1"), fleet.bundle("22")
     fleet.post("/channels/stable", {"bundle_id": one.bundle_id})
     fleet.device.start()

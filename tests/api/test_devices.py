@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import pytest
 from httpx import Client
 
+from maas.bootstrap.signing import make_signing
 from maas.core.ids import new_id
+from maas.core.settings import Settings
+from maas.edge.runtime.bundle.signing import key_id_of
 from maas.gateway.devices.pace import BURST, INTERVAL_S
 from maas.store.audit_log import AuditFilter
 from maas.store.key_terms import KeyTerms
@@ -111,6 +114,23 @@ def test_device_lives_from_its_code_to_its_end(yard: Yard) -> None:
     assert yard.get(f"/{device['id']}")["status"] == "retired"
     assert yard.get("?status=enrolled")["data"] == []
     assert [item["id"] for item in yard.get("?status=retired")["data"]] == [device["id"]]
+
+
+def test_the_key_of_bundles_is_told_where_there_is_one(yard: Yard) -> None:
+    first = yard.enrol(yard.code()).json()
+    assert first["bundle_public_key"] is None
+    missing = yard.client.get("/v1/bundles/signing_key")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    make_signing(Settings(home=yard.gateway.home), yard.gateway.store).private_key()
+    code = yard.code()
+    told, again = yard.enrol(code).json(), yard.enrol(code).json()
+    shown = yard.client.get("/v1/bundles/signing_key").json()
+    assert told["bundle_public_key"] == again["bundle_public_key"] == shown["public_key"]
+    assert shown == {
+        "object": "bundle.signing_key",
+        "id": key_id_of(shown["public_key"]),
+        "public_key": shown["public_key"],
+    }
 
 
 def test_code_works_once_and_the_same_request_gets_the_same_answer(yard: Yard) -> None:

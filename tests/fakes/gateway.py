@@ -27,6 +27,7 @@ class FakeGateway:
     ``lost_answers``: so many enrolments are done and their answers lost. ``chunk_delay_s`` slows
     bundles down, ``answer_delay_s`` whole answers. ``status`` is what inference is answered with;
     what has the text ``busy_for`` is told 429. ``padding_bytes`` make whole answers longer.
+    ``bundle_public_key`` is told at enrolment; without one it is a gateway of before.
     A prompt ``die`` breaks a stream off after its first chunk, ``mute`` before; ``hang`` goes on.
     """
 
@@ -40,6 +41,7 @@ class FakeGateway:
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    bundle_public_key: str | None = None
     lost_answers: int = 0
     chunk_delay_s: float = 0.0
     answer_delay_s: float = 0.0
@@ -123,7 +125,10 @@ class FakeGateway:
             assert request.transport
             request.transport.abort()
         device = {"object": "device", "id": f"device-{nonce[:8]}", "name": body.get("name")}
-        return web.json_response({"object": "device.enrolment", "device": device, "key": key})
+        answer = {"object": "device.enrolment", "device": device, "key": key}
+        if self.bundle_public_key is not None:
+            answer["bundle_public_key"] = self.bundle_public_key
+        return web.json_response(answer)
 
     async def _heartbeat(self, request: web.Request) -> web.StreamResponse:
         if not self._knows(request):

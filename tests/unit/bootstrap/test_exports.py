@@ -1,6 +1,7 @@
 """Exports without a server: what cannot be made is refused before anything is fetched."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 
 from maas.bootstrap import exports
 from maas.bootstrap.exports import ExportDemand, export_here
+from maas.bootstrap.signing import make_signing
+from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
 from maas.core.errors import DoesNotFit, ModelNotFound
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export, export_memory_bytes
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
+from maas.edge.runtime.bundle.signing import load_or_make_key, private_text_of
 
 MODEL = "smollm2-135m-instruct"
 
@@ -57,19 +61,44 @@ def test_an_unknown_model_is_refused(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-def test_the_spec_says_where_the_model_comes_from_and_under_which_licence(
-    tmp_path, monkeypatch, smollm2_dir
-):
+@pytest.fixture
+def asked(tmp_path, monkeypatch, smollm2_dir) -> list[ExportSpec]:
+    """What exports are asked for, instead of being made."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / MODEL).symlink_to(smollm2_dir)
-    asked: list[ExportSpec] = []
+    specs: list[ExportSpec] = []
 
     def run(spec: ExportSpec, report) -> ExportResult:
-        asked.append(spec)
+        specs.append(spec)
         report(Progress(phase="done", percent=100))
         return ExportResult(bundle_path=spec.out_path, bundle_id="b", manifest={})
 
     monkeypatch.setattr(exports, "run_export", run)
+    return specs
+
+
+def test_a_home_without_a_store_signs_with_its_file_and_its_store_takes_that_over(tmp_path, asked):
+    start(tmp_path)
+    of_file = private_text_of(load_or_make_key(tmp_path / "bundle.key"))
+    assert asked[-1].signing_key.get_secret_value() == of_file
+    assert not (tmp_path / "maas.db").exists()
+    settings = Settings(home=tmp_path)
+    store = open_store(settings)
+    with closing(store.database):
+        assert make_signing(settings, store).private_key() == of_file
+
+
+def test_a_home_with_a_store_signs_with_the_platform_s_key(tmp_path, asked):
+    settings = Settings(home=tmp_path)
+    store = open_store(settings)
+    with closing(store.database):
+        of_store = make_signing(settings, store).private_key()
+    start(tmp_path)
+    assert asked[-1].signing_key.get_secret_value() == of_store
+    assert not (tmp_path / "bundle.key").exists()
+
+
+def test_the_spec_says_where_the_model_comes_from_and_under_which_licence(tmp_path, asked):
     start(tmp_path)
     start(tmp_path, name="greeter")
     spec, named = asked

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,8 @@ from tests.fakes.bundles import SEED
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Run an export whose process writes what it is given."""
-    spec = ExportSpec(
+def spec(tmp_path: Path) -> ExportSpec:
+    return ExportSpec(
         model_id="m",
         base_model_id="m",
         model_dir=tmp_path,
@@ -35,15 +35,61 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         licence={},
         created_at=0.0,
     )
-    python, child = sys.executable, tmp_path / "child"
 
-    def run_with(told: str) -> None:
-        child.write_text(f"#!{python}\nprint({told!r}, end='')\n", encoding="utf-8")
-        child.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(child))
-        run_export(spec, lambda _: None)
 
-    return run_with
+@dataclass
+class Run:
+    """Runs an export whose process writes what it is given, after a program of its own."""
+
+    spec: ExportSpec
+    child: Path
+    python: str
+    program: str = ""
+
+    def __call__(self, told: str) -> None:
+        source = f"#!{self.python}\n{self.program}print({told!r}, end='')\n"
+        self.child.write_text(source, encoding="utf-8")
+        self.child.chmod(0o755)
+        run_export(self.spec, lambda _: None)
+
+
+@pytest.fixture
+def run(spec: ExportSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    made = Run(spec, tmp_path / "child", sys.executable)
+    monkeypatch.setattr(sys, "executable", str(made.child))
+    return made
+
+
+def test_the_key_goes_through_a_pipe_and_is_in_no_file_argument_or_variable(
+    run: Run, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.json"
+    run.program = (
+        "import json, os, sys\n"
+        "first, rest = sys.stdin.readline(), sys.stdin.read(0)\n"
+        "seen = [first, rest, str(sys.argv), str(dict(os.environ))]\n"
+        f"open({str(told)!r}, 'w').write(json.dumps(seen))\n"
+    )
+    with pytest.raises(EngineError, match="process ended"):
+        run("")
+    first, rest, arguments, variables = json.loads(told.read_text())
+    assert (first, rest) == (SEED + "\n", "")
+    assert SEED not in arguments + variables
+    told.unlink()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert tmp_path / "work" / "spec.json" in written
+    assert [path for path in written if SEED.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_the_process_signs_with_the_key_that_it_is_told(spec: ExportSpec) -> None:
+    # A combination that is refused when the key is read, and before weights are.
+    wanted = {"precision": "fp16", "target": "cpu"}
+    with pytest.raises(CapabilityMissing, match="fp16 on target cpu"):
+        run_export(spec.model_copy(update=wanted), lambda _: None)
+    none = {**wanted, "signing_key": SecretStr("5e")}
+    with pytest.raises(ConfigError, match="not a signing key"):
+        run_export(spec.model_copy(update=none), lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from maas.core.errors import AuthenticationFailed, ConfigError, Conflict, SourceUnreachable
+from maas.edge.runtime.bundle.signing import key_id_of
 from maas.edge.runtime.cli.main import app
 from maas.edge.runtime.fleet import gateway as asking
 from maas.edge.runtime.fleet.gateway import enrol_device
@@ -17,6 +18,7 @@ from maas.edge.runtime.fleet.identity import (
     identity_path,
     read_identity,
 )
+from maas.edge.runtime.shelf.shelf import Shelf
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,45 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
         read_identity(tmp_path)
 
 
+async def test_the_key_of_the_gateway_s_bundles_is_trusted_from_then_on(gateway, tmp_path):
+    gateway.bundle_public_key = "ab" * 32
+    gateway.lost_answers = 2
+    identity = await enrol(tmp_path, gateway.url)
+    assert identity.bundle_public_key == "ab" * 32
+    assert read_identity(tmp_path) == identity
+    assert Shelf(tmp_path).trusted() == {"ab" * 32}
+
+
+async def test_keys_that_were_trusted_before_still_are(gateway, tmp_path):
+    Shelf(tmp_path).trust("cd" * 32)
+    gateway.bundle_public_key = "ab" * 32
+    await enrol(tmp_path, gateway.url)
+    assert Shelf(tmp_path).trusted() == {"ab" * 32, "cd" * 32}
+
+
+@pytest.mark.parametrize("told", [None, "", "AB" * 32, "ab" * 32 + "\n", "ab" * 31, "zz" * 32])
+async def test_a_gateway_that_tells_no_key_is_one_of_before_and_one_that_is_none_no_gateway(
+    gateway, tmp_path, told
+):
+    gateway.bundle_public_key = told
+    if told is None:
+        assert (await enrol(tmp_path, gateway.url)).bundle_public_key is None
+    else:
+        with pytest.raises(SourceUnreachable, match="not a gateway's answer"):
+            await enrol(tmp_path, gateway.url)
+        assert read_identity(tmp_path).key is None
+    assert Shelf(tmp_path).trusted() == set()
+
+
+def test_a_device_of_before_is_still_known(tmp_path):
+    begin_enrolment(tmp_path, "http://gateway", "code")
+    fields = json.loads(identity_path(tmp_path).read_bytes())
+    del fields["bundle_public_key"]
+    identity_path(tmp_path).write_text(json.dumps({**fields, "key": "mk"}))
+    known = read_identity(tmp_path)
+    assert (known.key, known.bundle_public_key) == ("mk", None)
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
@@ -111,11 +152,14 @@ def test_the_command_shows_all_but_the_key(gateway, tmp_path):
     def command(*arguments: str):
         return runner.invoke(app, arguments, env={"MAAS_EDGE_HOME": str(tmp_path)})
 
+    gateway.bundle_public_key = "ab" * 32
     enrolled = command("enrol", gateway.url, "--code", "code", "--name", "d")
     assert enrolled.exit_code == 0, enrolled.exception
+    assert f"signed by key {key_id_of('ab' * 32)}" in enrolled.output
     (key,) = gateway.keys.values()
     shown = command("fleet", "--json").output
     facts = json.loads(shown)
+    assert facts["bundle_public_key"] == "ab" * 32
     assert (facts["name"], facts["is_enrolled"], facts["last_contact_at"]) == ("d", True, None)
     human = command("fleet").output
     assert "never" in human
