@@ -1,11 +1,17 @@
-"""What ``maas up`` waits for before it says that it is ready."""
+"""What ``maas up`` makes before it starts, and waits for before it says that it is ready."""
+
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from maas.bootstrap.up import _chat_model, _refused, _unready
+from maas.bootstrap.signing import make_signing
+from maas.bootstrap.up import _chat_model, _prepare, _refused, _unready
 from maas.catalog.catalog import load_catalog
+from maas.core.settings import Settings
 from maas.store.records import Deployment, DeploymentStatus, Replica, ReplicaState
 from tests.conftest import REPOSITORY
+from tests.platform import free_port
 
 
 def deployment(status: str = "running", **fields) -> Deployment:
@@ -90,3 +96,10 @@ def test_first_request_names_a_chat_model_that_answers(ready, preferred, found):
     catalog = load_catalog(REPOSITORY / "models")
     assert {"all-minilm-l6-v2", "gemma-3-270m", "qwen3-8b"} <= set(catalog)
     assert _chat_model(deployments, live, catalog, preferred=preferred) == found
+
+
+def test_the_key_of_bundles_is_there_before_a_device_can_enrol(tmp_path: Path):
+    settings = Settings(home=tmp_path, port=free_port(), metrics_port=free_port(), model=None)
+    store = _prepare(settings)
+    with closing(store.database):
+        assert make_signing(settings, store).keys.find_public() is not None

@@ -190,6 +190,24 @@ def test_a_home_without_the_secret_key_is_told_to_copy_it(strange: BundleSigning
     assert list(strange.file.parent.iterdir()) == []
 
 
+def test_a_platform_whose_secret_key_is_lost_gets_its_kept_file_back(
+    database: Database, home: Home, tmp_path: Path
+) -> None:
+    add_bundle(database)
+    old = home("old")
+    trusted = public_key_of(load_or_make_key(old.file))
+    old.prepare()
+    (tmp_path / "new").mkdir()
+    shutil.copy(old.file, tmp_path / "new")
+    new = opened(database, tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"secret\.key"):
+        new.prepare()
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM signing_keys")
+    new.prepare()
+    assert public_of(new) == trusted
+
+
 def test_a_row_whose_halves_differ_signs_nothing(database: Database, home: Home) -> None:
     signing = home("one")
     signing.prepare()
