@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +47,13 @@ class Run:
     child: Path
     python: str
     program: str = ""
+    on_start: Callable[[object], None] = lambda _: None
 
     def __call__(self, told: str) -> None:
         source = f"#!{self.python}\n{self.program}print({told!r}, end='')\n"
         self.child.write_text(source, encoding="utf-8")
         self.child.chmod(0o755)
-        run_export(self.spec, lambda _: None)
+        run_export(self.spec, lambda _: None, self.on_start)
 
 
 @pytest.fixture
@@ -65,20 +68,38 @@ def test_the_key_goes_through_a_pipe_and_is_in_no_file_argument_or_variable(
 ) -> None:
     told = tmp_path / "told.json"
     run.program = (
-        "import json, os, sys\n"
-        "first, rest = sys.stdin.readline(), sys.stdin.read(0)\n"
-        "seen = [first, rest, str(sys.argv), str(dict(os.environ))]\n"
+        "import json, os, select, sys\n"
+        "is_told = select.select([sys.stdin], [], [], 5)[0]\n"
+        "first = sys.stdin.readline() if is_told else ''\n"
+        "seen = [first, str(sys.argv), str(dict(os.environ))]\n"
         f"open({str(told)!r}, 'w').write(json.dumps(seen))\n"
     )
     with pytest.raises(EngineError, match="process ended"):
         run("")
-    first, rest, arguments, variables = json.loads(told.read_text())
-    assert (first, rest) == (SEED + "\n", "")
+    first, arguments, variables = json.loads(told.read_text())
+    assert first == SEED + "\n"
     assert SEED not in arguments + variables
     told.unlink()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert tmp_path / "work" / "spec.json" in written
     assert [path for path in written if SEED.encode() in path.read_bytes()] == []
+
+
+def test_a_process_that_does_not_hear_the_key_says_itself_why_it_ended(
+    run: Run, tmp_path: Path
+) -> None:
+    deaf = tmp_path / "deaf"
+    run.program = f"import os\nos.close(0)\nopen({str(deaf)!r}, 'w').close()\n"
+
+    def wait(_end: object) -> None:
+        deadline = time.monotonic() + 20
+        while not deaf.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    run.on_start = wait
+    error = {"code": "disk_full", "message": "no room", "param": None}
+    with pytest.raises(DiskFull, match="no room"):
+        run(json.dumps({"error": error}) + "\n")
 
 
 @pytest.mark.slow
