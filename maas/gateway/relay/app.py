@@ -44,6 +44,8 @@ from maas.store.keys import check_key
 
 # Scope key: the route as the client knows it, where an app in front of the relay translates.
 SHOWN_ROUTE = "maas.route"
+# Scope key: the id of the charge, where this request may have come before.
+CHARGE_ID = "maas.charge"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
 
 Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
@@ -162,7 +164,8 @@ class Relay:
         """
         access = self.identify(scope)
         access.check_inference()
-        return Caller(access.key.project_id, access.key.id, request_id, access)
+        charge_id = scope.get(CHARGE_ID, "")
+        return Caller(access.key.project_id, access.key.id, request_id, access, charge_id)
 
     def identify(self, scope: Scope) -> KeyAccess:
         """Return the key that was presented and what it may do.
@@ -238,7 +241,9 @@ class Relay:
         shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
         terms = self._snapshots.current.terms.terms_of(caller.key_id, entry.root)
-        admitted = await self._admission.enter(terms, entry, request, request_id=caller.request_id)
+        admitted = await self._admission.enter(
+            terms, entry, request, request_id=caller.request_id, charge_id=caller.charge_id
+        )
         try:
             answer = await self._upstream.open(entry, request, caller)
             first_byte = perf_counter()

@@ -38,12 +38,17 @@ _MAX_MESSAGE_CHARS = 1000
 
 @dataclass(frozen=True)
 class Caller:
-    """On whose behalf a request is made."""
+    """On whose behalf a request is made.
+
+    Attributes:
+        charge_id: Of what it costs, where several may be charged for it; empty: one of its own.
+    """
 
     project_id: str
     key_id: str
     request_id: str
     access: KeyAccess
+    charge_id: str = ""
 
 
 class _Fault(msgspec.Struct):
