@@ -207,8 +207,7 @@ def test_crash_between_effect_and_answer_leaves_both_or_neither(gateway, key, or
     assert names(gateway, organization.id) == ["default", "p"]
 
 
-# Every POST of the control plane, with a body that its owner could send. The others are relayed:
-# they make nothing that stays.
+# Every POST of the control plane, with a body that its owner could send. The others are relayed.
 POSTS = {
     **{route: body for route, body in OWNED.items() if route.startswith("POST ")},
     "POST /v1/organization/projects": {"name": "p"},
