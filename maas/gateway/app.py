@@ -261,13 +261,11 @@ def _dispatcher(
     )
     door = DeviceDoor(workshop.fleet, relay=relay, snapshots=plane.snapshots, settings=settings)
     answering: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    once = IdempotentInference(
+        answering, relay=relay, database=database, answers=answers, settings=settings
+    )
     relayed: dict[str, ASGIApp] = {
-        **{
-            path: IdempotentInference(
-                app, relay=relay, database=database, answers=answers, settings=settings
-            )
-            for path, app in answering.items()
-        },
+        **dict.fromkeys(answering, once),
         ENROL_PATH: door.enrol,
         HEARTBEAT_PATH: door.heartbeat,
     }

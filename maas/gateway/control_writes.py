@@ -139,7 +139,7 @@ class ControlWrites:
         return answer
 
     def _keep(self, session: Session, request: IdempotentRequest, answer: HeldAnswer) -> None:
-        self._answers.keep(session, request, answer)
+        self._answers.keep(session, request, self._answers.sealed(answer))
         session.commit()
 
     async def _run(self, work: Callable[[], T]) -> T:

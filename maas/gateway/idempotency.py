@@ -19,6 +19,7 @@ IDEMPOTENCY_KEY = b"idempotency-key"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _REQUEST_ID = b"x-request-id"
 # Of an answer's headers, those that are part of it and not of one delivery.
+_REPLAYED = (b"idempotent-replayed", b"true")
 _KEPT = (b"content-type", b"x-maas-cost")
 
 
@@ -29,18 +30,29 @@ class HeldAnswer:
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list[tuple[bytes, bytes]])
     parts: list[bytes] = field(default_factory=list[bytes])
+    _is_over: bool = False
 
     async def take(self, message: Message) -> None:
         """Take a message that the app sends."""
         if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], list(message.get("headers", ()))
-        elif message["type"] == "http.response.body":
+            if self.status:
+                # Of an app that failed while it answered: what it had said stands.
+                self._is_over = True
+            else:
+                self.status, self.headers = message["status"], list(message.get("headers", ()))
+        elif message["type"] == "http.response.body" and not self._is_over:
             self.parts.append(message.get("body", b""))
+            self._is_over = not message.get("more_body", False)
 
     @property
     def is_success(self) -> bool:
         """Whether what was asked for has been done."""
         return 200 <= self.status < 300
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether it was given before."""
+        return _REPLAYED in self.headers
 
     @property
     def body(self) -> bytes:
@@ -158,24 +170,29 @@ class FirstAnswers:
         stored = find_answer(session, request, self.clock.now())
         return None if stored is None else self._replayed(stored)
 
-    def keep(self, session: Session, request: IdempotentRequest, answer: HeldAnswer) -> HeldAnswer:
-        """Write an answer down; return the first one, which another may have been."""
+    def sealed(self, answer: HeldAnswer) -> StoredAnswer:
+        """Return an answer as it is kept: sealing takes its time, and may be done beforehand.
+
+        Raises:
+            UnicodeDecodeError: It is no text.
+        """
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in answer.headers
             if name.lower() in _KEPT
         }
-        sealed = self.sealing.seal(answer.body.decode()).encode()
-        given = StoredAnswer(answer.status, headers, sealed)
+        body = self.sealing.seal(answer.body.decode()).encode()
+        return StoredAnswer(answer.status, headers, body)
+
+    def keep(
+        self, session: Session, request: IdempotentRequest, given: StoredAnswer
+    ) -> HeldAnswer | None:
+        """Write an answer down; return the first one where that is another's."""
         kept = keep_answer(session, request, given, self.clock.now())
-        return answer if kept == given else self._replayed(kept)
+        return None if kept == given else self._replayed(kept)
 
     def _replayed(self, stored: StoredAnswer) -> HeldAnswer:
         body = self.sealing.open(stored.body.decode()).encode()
-        headers = {
-            **stored.headers,
-            "content-length": str(len(body)),
-            "idempotent-replayed": "true",
-        }
+        headers = {**stored.headers, "content-length": str(len(body))}
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return HeldAnswer(stored.status, pairs, [body])
+        return HeldAnswer(stored.status, [*pairs, _REPLAYED], [body])

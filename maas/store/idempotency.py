@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from maas.core.errors import IdempotencyKeyReused
@@ -11,8 +11,8 @@ from maas.store.tenancy_tables import IdempotencyRow
 KEPT_S = 24 * 3600
 # Of a request that has come and has no answer.
 _NO_STATUS = 0
-# Of one that was refused: it may be mended.
-_ANY_BODY = ""
+# Rows that are over, deleted with each new one: more than come, and no long statement.
+_NUM_DELETED = 100
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,15 @@ class StoredAnswer:
 
 
 def find_answer(session: Session, request: IdempotentRequest, now: float) -> StoredAnswer | None:
-    """Return the first answer to a request; none where it never came, or a day ago.
+    """Return the first answer to a request; none where it has none, or it came a day ago.
 
     Raises:
         IdempotencyKeyReused: The key came with another request.
     """
     row = _living(session, request, now)
-    if row is None or row.body_hash == _ANY_BODY:
+    if row is None:
         return None
-    same = (
-        (row.api_key_id, request.api_key_id),
-        (row.method, request.method),
-        (row.path, request.path),
-        (row.body_hash, request.body_hash),
-    )
-    if any(stored != given for stored, given in same):
-        raise IdempotencyKeyReused(
-            f"the Idempotency-Key {request.key!r} was used for another request in the last 24 h; "
-            "use a new one",
-            param="Idempotency-Key",
-        )
+    _check_same(row, request)
     return None if row.status == _NO_STATUS else _answer_of(row)
 
 
@@ -69,26 +58,28 @@ def claim(session: Session, request: IdempotentRequest, now: float) -> float:
     """Write down that a request has come, before anything is done for it.
 
     Returns:
-        When its key came first: the same for all who ask with it within a day.
+        When it came first: the same for all who ask with its key within a day.
+
+    Raises:
+        IdempotencyKeyReused: The key came with another request.
     """
-    row = _living(session, request, now)
-    if row is None:
-        row = _added(session, request, now)
-    elif row.body_hash == _ANY_BODY:
-        row.api_key_id, row.method, row.path = request.api_key_id, request.method, request.path
-        row.body_hash = request.body_hash
+    row = _living(session, request, now) or _added(session, request, now)
+    _check_same(row, request)
     return row.created_at
 
 
 def keep_answer(
     session: Session, request: IdempotentRequest, answer: StoredAnswer, now: float
 ) -> StoredAnswer:
-    """Write down the first answer, in the transaction of what the request did.
+    """Write down the first answer to a request.
 
     Returns:
-        The first one: another where somebody was faster.
+        The first one: another where somebody was faster. The given one, unkept, where its key
+        belongs to another request by now.
     """
     row = _living(session, request, now) or _added(session, request, now)
+    if not _is_same(row, request):
+        return answer
     if row.status == _NO_STATUS:
         row.status, row.headers, row.body = answer.status, dict(answer.headers), answer.body
         row.completed_at = now
@@ -96,11 +87,18 @@ def keep_answer(
     return _answer_of(row)
 
 
-def let_mend(session: Session, request: IdempotentRequest, now: float) -> None:
-    """Let another request come with the key of one that was claimed and then refused."""
-    row = _living(session, request, now)
-    if row is not None and row.status == _NO_STATUS:
-        row.body_hash = _ANY_BODY
+def _is_same(row: IdempotencyRow, request: IdempotentRequest) -> bool:
+    stored = (row.api_key_id, row.method, row.path, row.body_hash)
+    return stored == (request.api_key_id, request.method, request.path, request.body_hash)
+
+
+def _check_same(row: IdempotencyRow, request: IdempotentRequest) -> None:
+    if not _is_same(row, request):
+        raise IdempotencyKeyReused(
+            f"the Idempotency-Key {request.key!r} was used for another request in the last 24 h; "
+            "use a new one",
+            param="Idempotency-Key",
+        )
 
 
 def _living(session: Session, request: IdempotentRequest, now: float) -> IdempotencyRow | None:
@@ -109,10 +107,8 @@ def _living(session: Session, request: IdempotentRequest, now: float) -> Idempot
 
 
 def _added(session: Session, request: IdempotentRequest, now: float) -> IdempotencyRow:
-    """Add a row without an answer, once those that are over are gone: one may have its key."""
-    stale = select(IdempotencyRow.key).where(IdempotencyRow.created_at <= now - KEPT_S).limit(1)
-    if session.scalars(stale).first() is not None:
-        session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= now - KEPT_S))
+    """Add a row without an answer; what had its key is gone, and some of what is over, too."""
+    _delete_over(session, request, now)
     row = IdempotencyRow(
         project_id=request.project_id,
         key=request.key,
@@ -129,6 +125,18 @@ def _added(session: Session, request: IdempotentRequest, now: float) -> Idempote
     session.add(row)
     session.flush()
     return row
+
+
+def _delete_over(session: Session, request: IdempotentRequest, now: float) -> None:
+    name = tuple_(IdempotencyRow.project_id, IdempotencyRow.key)
+    some = (
+        select(IdempotencyRow.project_id, IdempotencyRow.key)
+        .where(IdempotencyRow.created_at <= now - KEPT_S)
+        .limit(_NUM_DELETED)
+    )
+    over = {(project_id, key) for project_id, key in session.execute(some)}
+    over.add((request.project_id, request.key))
+    session.execute(delete(IdempotencyRow).where(name.in_(list(over))))
 
 
 def _answer_of(row: IdempotencyRow) -> StoredAnswer:

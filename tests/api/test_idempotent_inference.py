@@ -1,5 +1,6 @@
 """``Idempotency-Key`` of requests to models: one answer, one charge, whatever crashed meanwhile."""
 
+import json
 import subprocess
 import sys
 import time
@@ -91,14 +92,47 @@ def test_keys_of_two_projects_have_nothing_to_do_with_each_other(engine, tenant)
         settled(other, 1)
 
 
-@pytest.mark.parametrize("mended", [{}, {"max_tokens": 5}])
-def test_what_was_refused_cost_nothing_and_may_come_again(engine, tenant, mended):
+def test_what_was_refused_cost_nothing_and_may_come_again(engine, tenant):
     engine.status = 503
     assert ask(tenant).status_code == 503
     engine.status = 200
-    answer = ask(tenant, **mended)
+    assert ask(tenant, max_tokens=6).status_code == 409
+    answer = ask(tenant)
     assert (answer.status_code, is_replayed(answer)) == (200, False)
-    assert is_replayed(ask(tenant, **mended))
+    assert is_replayed(ask(tenant))
+    settled(tenant, 1)
+
+
+def test_what_is_no_request_may_be_mended_and_is_not_written_down(gateway, engine, tenant):
+    assert ask(tenant, max_tokens=-1).status_code == 400
+    assert ask(tenant, model="nobody").status_code == 404
+    with gateway.store.database.read() as session:
+        assert session.get(IdempotencyRow, (tenant.project.id, "once")) is None
+    assert ask(tenant).status_code == 200
+    settled(tenant, 1)
+
+
+def test_who_waits_and_leaves_is_noticed(engine, tenant, monkeypatch):
+    monkeypatch.setattr(
+        engine, "_pause", lambda seconds, gone: type(engine)._pause(engine, 2, gone)
+    )
+    log = tenant.gateway.home / "logs" / "access.log"
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, tenant, prompt="slow")
+        time.sleep(0.3)
+        with suppress(httpx.ReadTimeout):
+            tenant.client.post(
+                "/v1/completions",
+                json={**ASK, "prompt": "slow"},
+                headers={"Idempotency-Key": "once"},
+                timeout=0.3,
+            )
+        # Well before the first one is answered.
+        time.sleep(0.7)
+        assert not first.done()
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        assert lines[-1]["status"] == 499
+        assert first.result().status_code == 200
     settled(tenant, 1)
 
 
@@ -134,6 +168,36 @@ def test_answer_too_long_to_be_kept_is_given_once_and_charged_once(engine, tenan
         again = ask(tenant)
         assert again.status_code == 410
         assert again.json()["error"]["code"] == "answer_not_kept"
+    settled(tenant, 1)
+
+
+def test_no_more_is_kept_for_a_project_than_its_room(engine, tenant, monkeypatch):
+    size = len(ask(tenant, key="measured").content)
+    monkeypatch.setattr(idempotent_inference, "MAX_KEPT_BYTES_A_DAY", 2 * size + 1)
+    for key in ("fits", "does not"):
+        assert ask(tenant, key=key.replace(" ", "-")).status_code == 200
+    assert ask(tenant, key="fits").status_code == 200
+    assert ask(tenant, key="does-not").status_code == 410
+    other = Tenant(tenant.gateway)
+    with other.client:
+        assert [ask(other).status_code for _ in range(2)] == [200, 200]
+        settled(other, 1)
+    settled(tenant, 3)
+
+
+def test_one_charge_where_another_gateway_was_faster(gateway, engine, tenant):
+    """Two gateways compute; the answer that was kept first is given by both."""
+    url = gateway.store.database.engine.url.render_as_string(hide_password=False)
+    with running_gateway(gateway.home, url) as second, ThreadPoolExecutor(2) as pool:
+        second.wait_seen()
+        headers = {"Idempotency-Key": "once", "Authorization": f"Bearer {tenant.key}"}
+        asked = [
+            pool.submit(httpx.post, f"{base}/v1/completions", json=ASK, headers=headers, timeout=30)
+            for base in (gateway.url, second.url)
+        ]
+        answers = [each.result() for each in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    assert answers[0].content == answers[1].content
     settled(tenant, 1)
 
 
@@ -200,3 +264,25 @@ def test_gateway_killed_between_charge_and_answer_charges_once(gateway, engine, 
     # It takes over what the dead one left in its log.
     with running_gateway(gateway.home, url):
         settled(tenant, 1)
+
+
+def test_gateway_that_shuts_down_charges_nothing_for_what_it_did_not_answer(
+    gateway, engine, tenant, monkeypatch
+):
+    url = gateway.store.database.engine.url.render_as_string(hide_password=False)
+    headers = {"Idempotency-Key": "once", "Authorization": f"Bearer {tenant.key}"}
+    with ThreadPoolExecutor(1) as pool:
+        with running_gateway(gateway.home, url) as second:
+            second.wait_seen()
+            left = pool.submit(
+                httpx.post,
+                f"{second.url}/v1/completions",
+                json={**ASK, "prompt": "slow"},
+                headers=headers,
+            )
+            time.sleep(0.7)
+        assert left.result().status_code == 500
+    monkeypatch.setattr(engine, "_pause", lambda _, gone: type(engine)._pause(engine, 0, gone))
+    answer = ask(tenant, prompt="slow")
+    assert (answer.status_code, is_replayed(answer)) == (200, False)
+    settled(tenant, 1)
