@@ -124,6 +124,17 @@ def minilm_dir() -> Path:
     return _prepared("all-minilm-l6-v2")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the platform, before anything is selected by marks.
+
+    One such test among those that need no engine would start an engine beside all of them.
+    """
+    for item in items:
+        if "platform" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.platform)
+
+
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory, smollm2_dir: Path) -> Iterator[Platform]:
     """One platform for the whole session: vLLM on Ray with SmolLM2 behind the gateway."""

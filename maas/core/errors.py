@@ -24,6 +24,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   └── ModelNotFound           no such model
     ├── Conflict                    the thing is in a state that forbids this
     │   ├── IdempotencyKeyReused    the same Idempotency-Key came with another request
+    │   ├── AnswerNotKept           the first answer to this request was too long to be kept
     │   └── Superseded              a job has another runner now, or is over
     ├── LimitExceeded               a limit was reached; the message names it
     │   └── BudgetExceeded          a budget was
@@ -158,6 +159,10 @@ class Conflict(MaasError):
 
 class IdempotencyKeyReused(Conflict):
     code = "idempotency_key_reused"
+
+
+class AnswerNotKept(Conflict):
+    code = "answer_not_kept"
 
 
 class Superseded(Conflict):

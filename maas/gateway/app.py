@@ -22,6 +22,8 @@ from maas.gateway.control_writes import ControlWrites
 from maas.gateway.devices.door import DeviceDoor
 from maas.gateway.errors import error_body, status_of
 from maas.gateway.files.door import FileDoor, takes_file
+from maas.gateway.idempotency import FirstAnswers
+from maas.gateway.idempotent_inference import IdempotentInference
 from maas.gateway.relay.access import AccessLog
 from maas.gateway.relay.admission import Admission
 from maas.gateway.relay.app import PARSERS, Relay
@@ -34,6 +36,7 @@ from maas.gateway.responses.stream import live_origin
 from maas.gateway.uploads.joining import Joiner
 from maas.gateway.webhook_sender import WebhookSender
 from maas.ledger.ledger import Ledger
+from maas.store.database import Database
 from maas.store.device_keys import ENROL_PATH, HEARTBEAT_PATH
 from maas.store.secrets import Sealing
 from maas.store.tenancy import Tenancy
@@ -168,11 +171,12 @@ def create_gateway(  # noqa: PLR0913 - what a gateway is made of
     )
     plane = _data_plane(settings, snapshots, ledger, access_log)
     webhooks = WebhookRepository(tenancy.database, tenancy.clock, sealing.seal)
+    answers = FirstAnswers(tenancy.clock, sealing)
     control = _guarded_control_plane(
-        plane, tenancy, workshop, ledger=ledger, webhooks=webhooks, sealing=sealing
+        plane, tenancy, workshop, ledger=ledger, webhooks=webhooks, answers=answers
     )
     return Gateway(
-        asgi=_dispatcher(plane, control, workshop),
+        asgi=_dispatcher(plane, control, workshop, tenancy.database, answers),
         metrics_asgi=_metrics_app(plane.registry),
         snapshots=snapshots,
         upstream=plane.upstream,
@@ -219,7 +223,7 @@ def _guarded_control_plane(
     *,
     ledger: Ledger,
     webhooks: WebhookRepository,
-    sealing: Sealing,
+    answers: FirstAnswers,
 ) -> ControlWrites:
     """Return the control plane with what makes each change happen once in front of it."""
     app = control_plane(
@@ -236,13 +240,18 @@ def _guarded_control_plane(
         relay=plane.relay,
         snapshots=plane.snapshots,
         database=tenancy.database,
-        clock=tenancy.clock,
-        sealing=sealing,
+        answers=answers,
         settings=plane.settings,
     )
 
 
-def _dispatcher(plane: _DataPlane, control: ASGIApp, workshop: Workshop) -> Dispatcher:
+def _dispatcher(
+    plane: _DataPlane,
+    control: ASGIApp,
+    workshop: Workshop,
+    database: Database,
+    answers: FirstAnswers,
+) -> Dispatcher:
     settings, relay, blobs = plane.settings, plane.relay, workshop.blobs
     responses = ResponsesApp(
         relay,
@@ -251,9 +260,12 @@ def _dispatcher(plane: _DataPlane, control: ASGIApp, workshop: Workshop) -> Disp
         max_body_bytes=settings.max_body_bytes,
     )
     door = DeviceDoor(workshop.fleet, relay=relay, snapshots=plane.snapshots, settings=settings)
+    answering: dict[str, ASGIApp] = {**dict.fromkeys(PARSERS, relay), "/v1/responses": responses}
+    once = IdempotentInference(
+        answering, relay=relay, database=database, answers=answers, settings=settings
+    )
     relayed: dict[str, ASGIApp] = {
-        **dict.fromkeys(PARSERS, relay),
-        "/v1/responses": responses,
+        **dict.fromkeys(answering, once),
         ENROL_PATH: door.enrol,
         HEARTBEAT_PATH: door.heartbeat,
     }

@@ -21,6 +21,8 @@ STATUSES: dict[type[MaasError], tuple[int, str]] = {
     errors.PermissionDenied: (403, "permission_error"),
     errors.NotFound: (404, "invalid_request_error"),
     errors.Conflict: (409, "invalid_request_error"),
+    # No 409: clients try those again by themselves.
+    errors.AnswerNotKept: (410, "invalid_request_error"),
     errors.LimitExceeded: (429, "rate_limit_error"),
     errors.BudgetExceeded: (429, "insufficient_quota"),
     errors.Unavailable: (503, "server_error"),

@@ -239,8 +239,7 @@ class Books:
             How many were new.
         """
         with self._database.write(bump_revision=False) as session:
-            ids = [entry.id for entry in entries]
-            known = set(session.scalars(select(JournalRow.id).where(JournalRow.id.in_(ids))))
+            known = _known(session, [entry.id for entry in entries])
             new = [entry for entry in entries if entry.id not in known]
             self._apply(session, "", Posting(new))
         return len(new)
@@ -286,9 +285,10 @@ class Books:
 
     def _apply(self, session: Session, spender_id: str, posting: Posting) -> None:
         """Write charges, and move counters and grants by them."""
-        if posting.entries:
-            _insert(session, posting.entries)
-        used = _journaled_amounts(posting.entries)
+        entries = _new_of(session, posting.entries)
+        if entries:
+            _insert(session, entries)
+        used = _journaled_amounts(entries)
         for key, amount in posting.used.items():
             used[key] = used.get(key, 0) + amount
         released = _released(session, spender_id, posting.released)
@@ -306,6 +306,29 @@ class Books:
                 for key in sorted(keys)
             ]
             session.execute(_MOVE_COUNTER, changes)
+
+
+def _new_of(session: Session, entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Return entries without those that another spender, or this one, has made before."""
+    shared = [entry.id for entry in entries if entry.may_be_known]
+    if not shared:
+        return entries
+    known = _known(session, shared)
+    new: list[Entry] = []
+    for entry in entries:
+        if entry.id not in known:
+            new.append(entry)
+        if entry.may_be_known:
+            known.add(entry.id)
+    return new
+
+
+def _known(session: Session, ids: Collection[str]) -> set[str]:
+    """Return which of these charges are in the journal."""
+    known: set[str] = set()
+    for portion in _portions(ids):
+        known.update(session.scalars(select(JournalRow.id).where(JournalRow.id.in_(portion))))
+    return known
 
 
 def _released(session: Session, spender_id: str, wanted: Mapping[str, int]) -> dict[str, int]:

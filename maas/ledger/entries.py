@@ -1,9 +1,21 @@
 """What is written about use: reservations before dispatch, entries once it is over."""
 
+import hashlib
 from decimal import Decimal
 from enum import StrEnum
 
 import msgspec
+
+_ONCE = "once-"
+
+
+def once_id(name: str) -> str:
+    """Return the id of a charge that several may make: the journal takes the first of them.
+
+    Args:
+        name: The same for all who make it.
+    """
+    return _ONCE + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:40]
 
 
 class Exactness(StrEnum):
@@ -87,6 +99,11 @@ class Entry(msgspec.Struct, frozen=True, tag="entry", array_like=True):
     export_milliseconds: int = 0
     # At the end, with a default: logs that were written before it are read all the same.
     base_model_id: str = ""
+
+    @property
+    def may_be_known(self) -> bool:
+        """Whether another spender may have made this charge before."""
+        return self.id.startswith(_ONCE)
 
     @property
     def num_tokens(self) -> int:

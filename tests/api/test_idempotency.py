@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from httpx import Client
@@ -16,10 +15,11 @@ from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.tenancy_tables import IdempotencyRow
 from tests.api.conftest import RunningGateway, running_gateway
 from tests.api.test_tenants import BASE, BUDGET, OWNED, SHARED, Tenant, content_of, tenant
+from tests.conftest import REPOSITORY
 from tests.fakes.adapters import CONFIG, safetensors_of, tensors_of
 
 PROJECTS = "/v1/organization/projects"
-CRASH = Path(__file__).with_name("crashing_gateway.py")
+CRASH = "tests.api.crashing_gateway"
 
 
 @pytest.fixture
@@ -187,11 +187,12 @@ def test_crash_between_effect_and_answer_leaves_both_or_neither(gateway, key, or
     """A gateway killed in the middle; the client sends its request again to another one."""
     url = gateway.store.database.engine.url.render_as_string(hide_password=False)
     crashed = subprocess.run(
-        [sys.executable, str(CRASH), url, str(gateway.home), key, moment],
+        [sys.executable, "-m", CRASH, url, str(gateway.home), key, moment],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        cwd=REPOSITORY,
     )
     assert crashed.returncode == 9, crashed.stderr
     gateway.wait_seen()
@@ -206,8 +207,7 @@ def test_crash_between_effect_and_answer_leaves_both_or_neither(gateway, key, or
     assert names(gateway, organization.id) == ["default", "p"]
 
 
-# Every POST of the control plane, with a body that its owner could send. The others are relayed:
-# they make nothing that stays.
+# Every POST of the control plane, with a body that its owner could send. The others are relayed.
 POSTS = {
     **{route: body for route, body in OWNED.items() if route.startswith("POST ")},
     "POST /v1/organization/projects": {"name": "p"},

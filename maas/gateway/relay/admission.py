@@ -102,14 +102,28 @@ class Admission:
         self._late: set[asyncio.Task[None]] = set()
 
     async def enter(
-        self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
+        self,
+        terms: Terms,
+        entry: ModelEntry,
+        request: EngineRequest,
+        *,
+        request_id: str,
+        charge_id: str = "",
     ) -> Admitted:
         """Reserve the most a request can use and wait for its turn; ``leave`` ends both.
+
+        Args:
+            terms: Of its key with this model.
+            entry: The model.
+            request: As checked.
+            request_id: Of the log.
+            charge_id: Of its charge; empty: one of its own.
 
         Raises:
             LimitExceeded: It would pass a limit; nothing was reserved.
         """
-        admitted = await self._reserve(terms, entry, request, request_id=request_id)
+        opened = self._opened(terms, entry, request, request_id, charge_id)
+        admitted = await self._reserve(terms, entry, request, opened)
         claim = Claim(
             terms.payer.project_id, terms.weight, terms.priority, request.num_tokens_estimate
         )
@@ -133,13 +147,17 @@ class Admission:
             admitted.queue.leave(admitted.ticket)
         self._settle(admitted)
 
-    async def _reserve(
-        self, terms: Terms, entry: ModelEntry, request: EngineRequest, *, request_id: str
-    ) -> Admitted:
-        spender, now = self._spender, self._clock.now()
-        opened = Opened(
-            id=spender.next_id(),
-            at=now,
+    def _opened(
+        self,
+        terms: Terms,
+        entry: ModelEntry,
+        request: EngineRequest,
+        request_id: str,
+        charge_id: str,
+    ) -> Opened:
+        return Opened(
+            id=charge_id or self._spender.next_id(),
+            at=self._clock.now(),
             payer=terms.payer,
             request_id=request_id,
             endpoint=request.path,
@@ -149,6 +167,11 @@ class Admission:
             input_tokens=_guess(request),
             base_model_id=entry.base or "",
         )
+
+    async def _reserve(
+        self, terms: Terms, entry: ModelEntry, request: EngineRequest, opened: Opened
+    ) -> Admitted:
+        spender, now = self._spender, opened.at
         account, price = spender.account(terms.caps, now), terms.price
         most = _most(terms, quick_bound(request, entry), now) if terms.caps else _UNCAPPED
         reservation = spender.try_reserve(opened, price, account, most)

@@ -44,6 +44,8 @@ from maas.store.keys import check_key
 
 # Scope key: the route as the client knows it, where an app in front of the relay translates.
 SHOWN_ROUTE = "maas.route"
+# Scope key: ``Caller.claim``, where this request may have come before.
+CLAIM = "maas.claim"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to see it
 
 Parser = Callable[[bytes, Callable[[str], ModelFacts], int], EngineRequest]
@@ -162,7 +164,7 @@ class Relay:
         """
         access = self.identify(scope)
         access.check_inference()
-        return Caller(access.key.project_id, access.key.id, request_id, access)
+        return Caller(access.key.project_id, access.key.id, request_id, access, scope.get(CLAIM))
 
     def identify(self, scope: Scope) -> KeyAccess:
         """Return the key that was presented and what it may do.
@@ -229,6 +231,7 @@ class Relay:
 
         Raises:
             InvalidRequest: The prompt is too long, or the engine refused it.
+            IdempotencyKeyReused: Another request came with its key.
             LimitExceeded: It would pass a limit of its caller.
             CapabilityMissing: No engine of this model can do it.
             NoReplica: None is ready, or none answers.
@@ -238,7 +241,10 @@ class Relay:
         shown_name, record.model = entry.name, entry.root
         await check_length(request, entry)
         terms = self._snapshots.current.terms.terms_of(caller.key_id, entry.root)
-        admitted = await self._admission.enter(terms, entry, request, request_id=caller.request_id)
+        charge_id = await caller.claim() if caller.claim else ""
+        admitted = await self._admission.enter(
+            terms, entry, request, request_id=caller.request_id, charge_id=charge_id
+        )
         try:
             answer = await self._upstream.open(entry, request, caller)
             first_byte = perf_counter()
@@ -255,7 +261,8 @@ class Relay:
                 admitted.take_usage(answer.usage)
                 self._count(entry, answer, record)
         except asyncio.CancelledError:
-            admitted.is_given_up = True
+            # A charge that another may make is made for an answer only: whoever asks again pays.
+            admitted.is_given_up = caller.claim is None
             raise
         finally:
             self._admission.leave(admitted)

@@ -1,7 +1,7 @@
 """Sends a checked request to an engine and hands its answer back; retries before the first byte."""
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -38,12 +38,18 @@ _MAX_MESSAGE_CHARS = 1000
 
 @dataclass(frozen=True)
 class Caller:
-    """On whose behalf a request is made."""
+    """On whose behalf a request is made.
+
+    Attributes:
+        claim: Gives what it costs an id that others who compute the same have too, when it goes to
+            an engine; none: it has one of its own.
+    """
 
     project_id: str
     key_id: str
     request_id: str
     access: KeyAccess
+    claim: Callable[[], Awaitable[str]] | None = None
 
 
 class _Fault(msgspec.Struct):

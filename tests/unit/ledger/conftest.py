@@ -31,12 +31,18 @@ class Desk:
     caps: tuple[Cap, ...] = ()
 
     async def ask(
-        self, *, input_tokens: int = 10, output_tokens: int = 10, model: str = "m", base: str = ""
+        self,
+        *,
+        input_tokens: int = 10,
+        output_tokens: int = 10,
+        model: str = "m",
+        base: str = "",
+        id_: str = "",
     ) -> Reservation:
         """Reserve for a request of at most so much."""
         now = self.clock.now()
         opened = Opened(
-            self.spender.next_id(), now, PAYER, "req", "/v1/completions", model, "default",
+            id_ or self.spender.next_id(), now, PAYER, "req", "/v1/completions", model, "default",
             PRICE.id, input_tokens, base,
         )  # fmt: skip
         most = PRICE.highest_cost(input_tokens=input_tokens, output_tokens=output_tokens, at=now)

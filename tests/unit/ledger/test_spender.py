@@ -12,9 +12,13 @@ from maas.core.errors import BudgetExceeded, DiskFull, LimitExceeded
 from maas.ledger import wal
 from maas.ledger.books import Posting, Want
 from maas.ledger.caps import Cap, Metric
+from maas.ledger.entries import once_id
+from maas.ledger.recovery import recover
 from maas.ledger.wal import Position
 from maas.store.ledger_tables import CounterRow, GrantRow, JournalRow
 from maas.store.money import to_nanos
+
+from .conftest import PRICE
 
 PROJECT = "project:proj-1"
 RPM = Cap(Metric.REQUESTS_PER_MINUTE, PROJECT, 5)
@@ -206,6 +210,33 @@ async def test_what_was_tuned_counts_against_its_base_once_it_is_in_the_journal(
     await desk.ask(output_tokens=10)
     with pytest.raises(LimitExceeded):
         await desk.ask(output_tokens=10)
+
+
+async def test_a_charge_that_several_make_is_made_once(desks, books, database, folder):
+    once = once_id("answer")
+    caps = (Cap(Metric.TOKENS_PER_DAY, PROJECT, 1000), budget("9"))
+    desks_of_two = [await desks(*caps, name=name) for name in ("gw-1", "gw-2")]
+    dead = await desks(*caps, name="gw-3")
+    for desk in (*desks_of_two, dead):
+        desk.finish(await desk.ask(id_=once))
+        desk.finish(await desk.ask())
+    for task in dead.spender._tasks:
+        task.cancel()
+    dead.spender._tasks.clear()
+    dead.spender._wal.close(delete=False)
+    # In one posting with another, in a posting of its own, and by who finds a dead one's log.
+    for desk in desks_of_two:
+        await desk.spender.flush(is_last=True)
+        desk.finish(await desk.ask(id_=once))
+        await desk.spender.flush(is_last=True)
+    assert recover(folder, books, lambda _: PRICE) == 1
+    with database.read() as session:
+        ids = session.scalars(select(JournalRow.id)).all()
+    assert len(ids) == len(set(ids)) == 4
+    assert once in ids
+    assert _spent(database) == 4 * Decimal("0.02")
+    assert _counter(database, Metric.TOKENS_PER_DAY) == (80, 0)
+    assert _counter(database, Metric.MONTHLY_BUDGET) == (to_nanos(Decimal("0.08")), 0)
 
 
 async def test_what_others_use_uncapped_counts_from_then_on(desks):

@@ -93,7 +93,8 @@ class Sender:
 
     async def _ask(self, request: QueuedRequest) -> tuple[int, bytes, str | None]:
         try:
-            async with self._cloud.ask(request.path, request.body) as answer:
+            once = f"{request.id} {request.created_at}"
+            async with self._cloud.ask(request.path, request.body, once=once) as answer:
                 body = await read_whole(answer, MAX_ANSWER_BYTES)
                 upstream_id = answer.headers.get("x-request-id")
                 if body is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import AsyncIterator
 
@@ -55,26 +56,37 @@ class Cloud:
         self.model: str | None = None
 
     @contextlib.asynccontextmanager
-    async def ask(self, path: str, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def ask(
+        self, path: str, body: bytes, *, once: str = ""
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request, and nothing of its headers; leaving the block gives it up.
+
+        Args:
+            path: The route.
+            body: Of the request; its model is replaced.
+            once: The same for all times that one request is sent: it is charged once.
 
         Raises:
             EngineUnreachable: No answer came, or it broke off inside the block.
             AuthenticationFailed: The key is refused: the device was retired.
             InvalidRequest: The body is none.
         """
+        data = with_model(body, self.model or "")
         headers = {
             "Authorization": f"Bearer {self._key}",
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
         }
+        if once:
+            # With the body, as another model makes another request of it.
+            headers["Idempotency-Key"] = hashlib.sha256(once.encode() + b"\0" + data).hexdigest()
         try:
             async with contextlib.AsyncExitStack() as stack:
                 async with asyncio.timeout(_MAX_HEAD_S):
                     answer = await stack.enter_async_context(
                         self._session.post(
                             self._url + path,
-                            data=with_model(body, self.model or ""),
+                            data=data,
                             headers=headers,
                             timeout=_TIMEOUT,
                             allow_redirects=False,

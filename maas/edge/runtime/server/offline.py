@@ -4,8 +4,8 @@
     queue/<id>.answer       what came back; written once, then the request is not sent again
 
 Ids begin with a number that grows, which is the order they are sent in. A request without an
-answer is sent, whatever was cut off when; so it can be sent, and charged, twice, where the power
-went between the gateway's answer and the disk: requests to models take no Idempotency-Key.
+answer is sent, whatever was cut off when; so it can be sent twice, where the power went between the
+gateway's answer and the disk. Its Idempotency-Key is the same then, and it is charged once.
 """
 
 import logging

@@ -112,3 +112,30 @@ async def test_a_full_disk_leaves_what_waits_to_be_sent_again(post, monkeypatch)
             await post.round()
     assert post.statuses() == ["queued"]
     assert await post.round() == ["a"]
+
+
+async def test_what_is_sent_again_after_a_power_cut_has_the_same_idempotency_key(
+    post, tmp_path, monkeypatch
+):
+    post.put("a", "a")
+
+    def power_cut(*_: object) -> None:
+        raise OSError("no power")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(post.queue, "answer", power_cut)
+        with pytest.raises(OSError, match="no power"):
+            await post.round()
+    again = Sender(OfflineQueue(tmp_path / "queue"), post.sender._cloud, Counters())
+    await again.send_all()
+    first, repeated, second = (sent["idempotency-key"] for sent in post.gateway.headers)
+    assert first == repeated != second
+    # Of another model it is another request.
+    post.gateway.headers.clear()
+    post.put("b")
+    post.gateway.status = 503
+    for model in ("one", "two", "two"):
+        post.sender._cloud.model = model
+        await post.round()
+    one, two, last = (sent["idempotency-key"] for sent in post.gateway.headers)
+    assert one != two == last
