@@ -14,6 +14,8 @@ from rich.table import Table
 from maas.core.errors import NotFound
 from maas.edge.runtime.cli.flags import (
     DEFAULTS,
+    KV_CACHE_MB,
+    PREFIX_CACHE_MB,
     AllowOrigin,
     Cool,
     Host,
@@ -23,6 +25,7 @@ from maas.edge.runtime.cli.flags import (
     Pace,
     PaceMode,
     Port,
+    PrefixCacheMb,
     ServedModelName,
     Threads,
     engine_options,
@@ -116,7 +119,8 @@ def agent(  # noqa: PLR0913 - one a flag
     pace: Pace = PaceMode.AUTO,
     max_num_seqs: MaxNumSeqs = DEFAULTS.max_num_seqs,
     max_model_len: MaxModelLen = DEFAULTS.max_model_len,
-    kv_cache_mb: KvCacheMb = DEFAULTS.kv_cache_bytes >> 20,
+    kv_cache_mb: KvCacheMb = KV_CACHE_MB,
+    prefix_cache_mb: PrefixCacheMb = PREFIX_CACHE_MB,
     no_cloud: Annotated[
         bool, typer.Option("--no-cloud", help="Answer here or not at all.")
     ] = False,
@@ -133,6 +137,7 @@ def agent(  # noqa: PLR0913 - one a flag
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_mb << 20,
+        prefix_cache_bytes=prefix_cache_mb << 20,
     )
     settings = AgentSettings(
         home=open_shelf().home,

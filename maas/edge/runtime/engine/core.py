@@ -30,7 +30,7 @@ from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, 
 from maas.edge.runtime.engine.grammars import GrammarCompiler
 from maas.edge.runtime.engine.lanes import Lane
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
-from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.options import EngineOptions, kv_bound_bytes
 from maas.edge.runtime.engine.pace import pause_s
 from maas.edge.runtime.engine.pages import rounded_up
 from maas.edge.runtime.engine.prefixes import PrefixCache
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 _BASE = ""
 # Weights as they are in the file, and as onnxruntime packs them for its products.
 _MEMORY_FACTOR = 2
-# Keys and values of fewer positions are worth no start.
-_MIN_TOKENS = 256
 # What waits now is not over much sooner.
 _RETRY_AFTER_S = 5
 
@@ -64,7 +62,12 @@ class OnnxEngine:
         self._max_tokens = _max_tokens(self._model, options)
         # One request alone always has room.
         max_model_len = min(max_model_len, self._max_tokens)
-        self.info = ModelInfo(max_model_len, config.vocab_size, config.eos_token_ids)
+        self.info = ModelInfo(
+            max_model_len,
+            config.vocab_size,
+            config.eos_token_ids,
+            kv_bytes_per_token=self._model.kv_bytes_per_token,
+        )
         self._grammars = GrammarCompiler(
             folder / "tokenizer.json", config.vocab_size, min(config.eos_token_ids)
         )
@@ -201,7 +204,7 @@ class OnnxEngine:
             )
 
     def rehearse(self) -> None:
-        """Compute the largest steps there are, of the base and each adapter, on nothing.
+        """Compute the largest steps there are, of the model and each adapter, on nothing.
 
         Only before anything is submitted. Memory is what it is at most then, keys and values aside.
         """
@@ -379,7 +382,7 @@ def _check_memory(folder: Path) -> None:
 
 
 def _max_tokens(model: DecoderModel, options: EngineOptions) -> int:
-    """Return the positions there is memory for, by whole pages; some are worth starting with."""
-    block = model.kv_block
-    least = rounded_up(min(model.config.context_length, _MIN_TOKENS), block)
-    return max(options.kv_cache_bytes // model.kv_bytes_per_token // block * block, least)
+    """Return the positions there is memory for, by whole pages."""
+    block, size = model.kv_block, model.kv_bytes_per_token
+    most = kv_bound_bytes(options, size, model.config.context_length)
+    return max(most // size // block, 1) * block
