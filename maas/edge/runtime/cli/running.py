@@ -171,7 +171,10 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     )
     check_memory(held.manifest, options)
     name = served_model_name or held.manifest.model_id
-    served = open_served(held.folder, name, options, held.manifest.adapters)
+    parser = held.manifest.tool_call_parser
+    served = open_served(
+        held.folder, name, options, held.manifest.adapters, tool_call_parser=parser
+    )
     names = (name, *served.adapters)
     asyncio.run(
         serve(

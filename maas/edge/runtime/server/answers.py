@@ -12,9 +12,12 @@ from tokenizers import Tokenizer
 
 from maas.core.ids import new_id
 from maas.edge.runtime.engine.contract import Output, TokenLogprob
+from maas.edge.runtime.server.calls import Call, CallReader
 from maas.edge.runtime.server.requests import Asked
 from maas.edge.runtime.server.text import TextStream
 from maas.edge.runtime.server.tools import read_calls
+
+Logprobs = Sequence[dict[str, Any]]
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Choice:
     finish_reason: str | None = None
     error: str | None = None
     token_ids: list[int] = field(default_factory=list[int])
+    calls: CallReader = field(default_factory=CallReader)
 
 
 class Answer:
@@ -82,28 +86,59 @@ class Answer:
         """Return the chunk that says whose turn it is; chats begin with it."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def text_chunk(self, index: int, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a chunk of text."""
+    def chunks(self, index: int, text: str, logprobs: Logprobs) -> list[dict[str, Any]]:
+        """Return the chunks that tell of new text, and of the tokens it is of."""
+        mode = self._asked.tools.mode
+        if mode == "forced":
+            # It is read when it is whole.
+            return []
+        pieces = self.choices[index].calls.push(text) if mode == "auto" else [text] if text else []
+        return self._piece_chunks(index, pieces, logprobs)
+
+    def end_chunks(self, index: int) -> list[dict[str, Any]]:
+        """Return the chunks a choice ends with."""
+        choice, plan = self.choices[index], self._asked.tools
+        if not self._is_chat:
+            return [self._plain_chunk(index, "", choice.finish_reason, [])]
+        chunks: list[dict[str, Any]] = []
+        has_calls = False
+        if plan.mode == "auto":
+            chunks = self._piece_chunks(index, choice.calls.finish(), [])
+            has_calls = choice.calls.num_calls > 0
+        elif plan.mode == "forced":
+            content, calls = read_calls(choice.text, plan)
+            if content:
+                chunks.append(self._chunk(index, {"content": content}, None, choice.logprobs))
+            chunks += [self._call_chunk(index, place, call) for place, call in enumerate(calls)]
+            has_calls = bool(calls)
+        reason = _reason(choice.finish_reason, has_calls)
+        return [*chunks, self._chunk(index, {}, reason, None)]
+
+    def _piece_chunks(
+        self, index: int, pieces: Sequence[str | Call], logprobs: Logprobs
+    ) -> list[dict[str, Any]]:
+        """Return a chunk for each text and each call; the first text has the tokens."""
+        num_calls = sum(not isinstance(piece, str) for piece in pieces)
+        place = self.choices[index].calls.num_calls - num_calls
+        if logprobs and num_calls == len(pieces):
+            pieces = ["", *pieces]
+        chunks: list[dict[str, Any]] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                chunks.append(self._text_chunk(index, piece, logprobs))
+                logprobs = []
+            else:
+                chunks.append(self._call_chunk(index, place, piece))
+                place += 1
+        return chunks
+
+    def _text_chunk(self, index: int, text: str, logprobs: Logprobs) -> dict[str, Any]:
         if not self._is_chat:
             return self._plain_chunk(index, text, None, logprobs)
         return self._chunk(index, {"content": text}, None, logprobs)
 
-    def end_chunks(self, index: int) -> list[dict[str, Any]]:
-        """Return the chunks a choice ends with."""
-        choice = self.choices[index]
-        if not self._is_chat:
-            return [self._plain_chunk(index, "", choice.finish_reason, [])]
-        chunks: list[dict[str, Any]] = []
-        reason = choice.finish_reason
-        if self._asked.tools.mode != "none":
-            content, calls = read_calls(choice.text, self._asked.tools)
-            if content:
-                chunks.append(self._chunk(index, {"content": content}, None, choice.logprobs))
-            for place, call in enumerate(calls):
-                delta = {"tool_calls": [{"index": place, **call}]}
-                chunks.append(self._chunk(index, delta, None, None))
-            reason = _reason(reason, calls)
-        return [*chunks, self._chunk(index, {}, reason, None)]
+    def _call_chunk(self, index: int, place: int, call: Call) -> dict[str, Any]:
+        return self._chunk(index, {"tool_calls": [{"index": place, **call}]}, None, None)
 
     def usage_chunk(self) -> dict[str, Any]:
         """Return the chunk that has the usage and no choices."""
@@ -141,14 +176,14 @@ class Answer:
         index: int,
         delta: dict[str, Any],
         reason: str | None,
-        logprobs: list[dict[str, Any]] | None,
+        logprobs: Logprobs | None,
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
         choice["logprobs"] = {"content": logprobs, "refusal": None} if logprobs else None
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _plain_chunk(
-        self, index: int, text: str, reason: str | None, logprobs: list[dict[str, Any]]
+        self, index: int, text: str, reason: str | None, logprobs: Logprobs
     ) -> dict[str, Any]:
         choice = {"index": index, "text": text, "finish_reason": reason}
         choice["logprobs"] = _columns(logprobs) if logprobs else None
@@ -161,7 +196,7 @@ class Answer:
         if calls:
             message["tool_calls"] = calls
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
-        reason = _reason(choice.finish_reason, calls)
+        reason = _reason(choice.finish_reason, bool(calls))
         return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
 
     def _plain_choice(self, index: int) -> dict[str, Any]:
@@ -206,11 +241,11 @@ def embedding_list(
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
-def _reason(reason: str | None, calls: Sequence[dict[str, Any]]) -> str | None:
-    return "tool_calls" if calls and reason == "stop" else reason
+def _reason(reason: str | None, has_calls: bool) -> str | None:
+    return "tool_calls" if has_calls and reason == "stop" else reason
 
 
-def _columns(logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+def _columns(logprobs: Logprobs) -> dict[str, Any]:
     """Return log probabilities in the older form of completions."""
     return {
         "tokens": [item["token"] for item in logprobs],

@@ -41,13 +41,13 @@ class TextStream:
             self.is_stopped = True
             text, self._held = self._held[: min(ends)], ""
             return text
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         text = self._held[: len(self._held) - keep]
         self._held = self._held[len(text) :]
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of a text that a stop string begins with."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):

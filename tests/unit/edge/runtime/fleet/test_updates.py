@@ -109,6 +109,15 @@ async def test_a_bundle_is_tried_loaded_and_in_use(yard, one, two):
     assert yard.in_use == (one.bundle_id, one.bundle_id)
 
 
+@pytest.mark.parametrize(("parser", "reads"), [("hermes", True), ("llama3_json", False)])
+async def test_the_agent_offers_tools_only_where_it_reads_their_calls(yard, forge, parser, reads):
+    made = forge(f"tools {parser}", tool_call_parser=parser)
+    yard.sources[made.bundle_id] = made.path
+    await yard.want(made)
+    assert yard.seat.bundle_id == made.bundle_id
+    assert yard.seat.serving.current.reads_tools == reads
+
+
 async def test_what_answers_is_not_brought_again_but_told_once_for_a_new_attempt(yard, one):
     await yard.want(one)
     assert yard.told is None
