@@ -22,12 +22,17 @@ Logprobs = Sequence[dict[str, Any]]
 
 @dataclass
 class Choice:
-    """One answer as it grows."""
+    """One answer as it grows.
+
+    Attributes:
+        offsets: Where in the text the token of each of ``logprobs`` begins.
+    """
 
     stream: TextStream
     text: str = ""
     num_tokens: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    offsets: list[int] = field(default_factory=list[int])
     finish_reason: str | None = None
     error: str | None = None
     token_ids: list[int] = field(default_factory=list[int])
@@ -67,12 +72,15 @@ class Answer:
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
         for token, logprob in zip(output.token_ids, output.logprobs or (), strict=False):
             choice.logprobs.append(self._logprob(token, logprob))
+        if output.logprobs:
+            choice.offsets += choice.stream.offsets[-len(output.token_ids) :]
         if self._asked.wants_ids:
             choice.token_ids += output.token_ids
             if output.end_token_id is not None:
                 choice.token_ids.append(output.end_token_id)
             if output.end_token_id is not None and output.end_logprob is not None:
                 choice.logprobs.append(self._logprob(output.end_token_id, output.end_logprob))
+                choice.offsets.append(choice.stream.num_chars)
         if choice.stream.is_stopped:
             choice.finish_reason = "stop"
         elif output.finish_reason is not None:
@@ -186,7 +194,7 @@ class Answer:
         self, index: int, text: str, reason: str | None, logprobs: Logprobs
     ) -> dict[str, Any]:
         choice = {"index": index, "text": text, "finish_reason": reason}
-        choice["logprobs"] = _columns(logprobs) if logprobs else None
+        choice["logprobs"] = self._columns(index, logprobs)
         return {**self._head("text_completion"), "choices": [choice]}
 
     def _chat_choice(self, index: int) -> dict[str, Any]:
@@ -201,7 +209,7 @@ class Answer:
 
     def _plain_choice(self, index: int) -> dict[str, Any]:
         choice = self.choices[index]
-        logprobs = _columns(choice.logprobs) if choice.logprobs else None
+        logprobs = self._columns(index, choice.logprobs)
         ids = {"token_ids": choice.token_ids} if self._asked.wants_ids else {}
         return {
             "index": index,
@@ -209,6 +217,19 @@ class Answer:
             "finish_reason": choice.finish_reason,
             "logprobs": logprobs,
             **ids,
+        }
+
+    def _columns(self, index: int, logprobs: Logprobs) -> dict[str, Any] | None:
+        """Return the last log probabilities of a choice in the older form of completions."""
+        if not logprobs:
+            return None
+        return {
+            "tokens": [item["token"] for item in logprobs],
+            "token_logprobs": [item["logprob"] for item in logprobs],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in item["top_logprobs"]} for item in logprobs
+            ],
+            "text_offset": self.choices[index].offsets[-len(logprobs) :],
         }
 
     def _logprob(self, token: int, logprob: TokenLogprob) -> dict[str, Any]:
@@ -243,15 +264,3 @@ def embedding_list(
 
 def _reason(reason: str | None, has_calls: bool) -> str | None:
     return "tool_calls" if has_calls and reason == "stop" else reason
-
-
-def _columns(logprobs: Logprobs) -> dict[str, Any]:
-    """Return log probabilities in the older form of completions."""
-    return {
-        "tokens": [item["token"] for item in logprobs],
-        "token_logprobs": [item["logprob"] for item in logprobs],
-        "top_logprobs": [
-            {top["token"]: top["logprob"] for top in item["top_logprobs"]} for item in logprobs
-        ],
-        "text_offset": [],
-    }

@@ -12,6 +12,10 @@ class TextStream:
     Args:
         tokenizer: The model's.
         stops: The answer ends before any of these.
+
+    Attributes:
+        num_chars: Of all that was decoded, shown or not.
+        offsets: Where in it each token begins; those of one character begin together.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
@@ -20,12 +24,17 @@ class TextStream:
         self._stops = tuple(stops)
         self._held = ""
         self.is_stopped = False
+        self.num_chars = 0
+        self.offsets: list[int] = []
 
     def push(self, tokens: Sequence[int]) -> str:
         """Return the text that may be shown now. After a stop string there is none."""
         for token in tokens:
+            self.offsets.append(self.num_chars)
             # Nothing while a character is not whole.
-            self._held += self._decoder.step(self._tokenizer, token) or ""
+            text = self._decoder.step(self._tokenizer, token) or ""
+            self.num_chars += len(text)
+            self._held += text
         return self._release()
 
     def flush(self) -> str:
