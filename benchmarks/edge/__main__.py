@@ -98,6 +98,23 @@ class Peer:
         return Timed(told["first_s"], told["rest_s"])
 
 
+def verdict(is_met: bool) -> str:
+    """Return how a goal is said to have gone."""
+    return "met" if is_met else "missed"
+
+
+def score_text(ours: int, theirs: int, num_items: int) -> str:
+    """Return what both sides answer rightly: the bundle no fewer."""
+    goal = f"no fewer: {verdict(ours >= theirs)}"
+    return f"tasks: {ours} of {num_items} beside {theirs}, {goal}"
+
+
+def size_text(ours_bytes: int, theirs_bytes: int) -> str:
+    """Return the sizes of both files: the bundle's smaller."""
+    goal = f"smaller: {verdict(ours_bytes < theirs_bytes)}"
+    return f"size: {ours_bytes / 1e6:.1f} MB beside {theirs_bytes / 1e6:.1f} MB, {goal}"
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure of both sides."""
@@ -110,8 +127,7 @@ class Row:
     def text(self) -> str:
         """Return it as a line of the table."""
         ratio = self.ours / self.peer
-        verdict = "met" if ratio >= self.goal else "missed"
-        goal = f">= {self.goal}x {verdict}"
+        goal = f">= {self.goal}x {verdict(ratio >= self.goal)}"
         return f"| {self.name} | {self.ours:.0f} | {self.peer:.0f} | {ratio:.2f}x | {goal} |"
 
 
@@ -231,9 +247,8 @@ def main() -> None:
     print("| tok/s, medians | bundle | llama-cpp-python | ratio | goal |\n|---|---|---|---|---|")
     for row in rows:
         print(row.text())
-    print(f"tasks: {ours} of {num_items} beside {theirs}")
-    sizes_mb = [path.stat().st_size / 1e6 for path in (given.bundle, given.gguf)]
-    print(f"size: {sizes_mb[0]:.1f} MB beside {sizes_mb[1]:.1f} MB")
+    print(score_text(ours, theirs, num_items))
+    print(size_text(given.bundle.stat().st_size, given.gguf.stat().st_size))
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ def _render(console: Console, shown: dict[str, Any]) -> None:
         "verdict": receipt["verdict"],
         "load": f"{cost['load_s']:.2f} s",
         "prefill, decode": ", ".join(_speed(cost[f"{part}_tok_s"]) for part in _PARTS),
-        "memory at most": f"{cost['ram_peak_bytes'] / 1e6:.0f} MB",
+        "memory, one request": f"{cost['ram_peak_bytes'] / 1e6:.0f} MB",
         "energy": cost["energy_note"] if energy is None else f"{energy:.3f} J a token",
         "measured on": f"{cost['machine']}, {cost['num_threads']} threads",
     }

@@ -19,9 +19,9 @@ _RUNNING = "maas_edge_requests_running"
 _WAITING = "maas_edge_requests_waiting"
 _KV_USAGE = "maas_edge_kv_cache_usage"
 _TOKENS = "maas_edge_tokens_total"
-# What its server reads of a model's own way to write tool calls.
 _ADAPTER_TIMEOUT_S = 120.0
-_PARSERS = frozenset({"hermes"})
+# What its server reads of a model's own way to write tool calls.
+PARSERS = frozenset({"hermes"})
 
 
 class OnnxEngine:
@@ -50,7 +50,7 @@ class OnnxEngine:
         _refuse(spec.task != "generate", f"task {spec.task!r}")
         _refuse(spec.tensor_parallel_size > 1, "tensor_parallel_size over 1")
         _refuse(spec.reasoning_parser is not None, f"reasoning parser {spec.reasoning_parser!r}")
-        unread = spec.tool_call_parser not in {None, *_PARSERS}
+        unread = spec.tool_call_parser not in {None, *PARSERS}
         _refuse(unread, f"tool call parser {spec.tool_call_parser!r}")
         sizes = {
             "--max-num-seqs": spec.max_num_seqs,

@@ -77,6 +77,9 @@ class FakeEdgeEngine:
     def unload_adapter(self, name) -> None:
         pass
 
+    def rehearse(self) -> None:
+        pass
+
     @property
     def stats(self) -> EngineStats:
         return EngineStats(0, 0, 0, 0.0, self.pace)

@@ -37,6 +37,7 @@ from maas.edge.runtime.bundle.archive import hash_file, pack
 from maas.edge.runtime.bundle.manifest import ADAPTERS, Adapter, Manifest, Part
 from maas.edge.runtime.bundle.signing import private_key_of
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.memory import memory_need
 
 CALIBRATION_ROWS = 32
 _ROLES = {
@@ -44,7 +45,6 @@ _ROLES = {
     **{"chat_template.jinja": "template", "receipt.json": "receipt"},
 }
 # What runs beside the weights: activations, the libraries, a short context.
-_RAM_MARGIN = 1.1
 Report = Callable[[Progress], None]
 
 
@@ -291,6 +291,10 @@ def _manifest(
         Part(name, (folder / name).stat().st_size, hash_file(folder / name), _role(name))
         for name in paths
     )
+    # With the flags that maas-edge serve has by default.
+    need = memory_need(
+        cost["ram_model_bytes"], cost["kv_bytes_per_token"], spec.max_model_len, EngineOptions()
+    )
     return Manifest(
         schema_version=1,
         bundle_id="",
@@ -305,7 +309,7 @@ def _manifest(
         lineage=_lineage(spec),
         parts=parts,
         adapters=tuple(Adapter(a.name, f"{ADAPTERS}/{a.name}") for a in spec.adapters),
-        ram_required_bytes=int(cost["ram_peak_bytes"] * _RAM_MARGIN),
+        ram_required_bytes=need.total_bytes,
         max_model_len=spec.max_model_len,
         tool_call_parser=spec.tool_call_parser,
         cost_card=cost,

@@ -8,13 +8,14 @@ import platform
 import queue
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import msgspec
 
-from maas.core.errors import MaasError
+from maas.core.errors import EngineError, MaasError
 from maas.edge.runtime.energy import EnergyMeter
 from maas.edge.runtime.engine.contract import Engine, Output, SamplingParams
 from maas.edge.runtime.engine.core import OnnxEngine
@@ -32,6 +33,9 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         size_bytes: Of all its parts.
         ram_peak_bytes: Of the process, with one request of 256 and 64 tokens.
+        ram_model_bytes: Of a process of ``maas-edge`` after the largest steps there are with the
+            default flags, keys and values aside.
+        kv_bytes_per_token: Of keys and values; 0 for embeddings.
         load_s: From its files to the first request.
         prefill_tok_s: Prompt tokens a second, one request.
         decode_tok_s: Answer tokens a second, one request, nothing guessed; none for embeddings.
@@ -42,6 +46,8 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
 
     size_bytes: int
     ram_peak_bytes: int
+    ram_model_bytes: int
+    kv_bytes_per_token: int
     load_s: float
     prefill_tok_s: float
     decode_tok_s: float | None
@@ -51,11 +57,23 @@ class CostCard(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
 
 
+class Footprint(msgspec.Struct, frozen=True):
+    """What a process takes that answers with a bundle, but for the keys and values it holds."""
+
+    ram_model_bytes: int
+    kv_bytes_per_token: int
+
+    def plain(self) -> dict[str, int]:
+        """Return it as JSON has it."""
+        return msgspec.to_builtins(self)
+
+
 def measure_cost(folder: Path, num_threads: int) -> CostCard:
-    """Measure a bundle's cost in this process.
+    """Measure a bundle's cost in this process, and in one of its own what it takes at most.
 
     Raises:
         ConfigError: The folder holds no model.
+        EngineError: It does not answer.
     """
     started = time.perf_counter()
     # Nothing guessed, nothing remembered: what every token costs.
@@ -73,9 +91,13 @@ def measure_cost(folder: Path, num_threads: int) -> CostCard:
         engine.close()
     num_new = 0 if isinstance(engine, EmbedEngine) else NUM_NEW_TOKENS
     num_tokens = _ROUNDS * (num_new + NUM_PROMPT_TOKENS)
+    ram_peak_bytes = peak_bytes()
+    footprint = measure_footprint(folder, num_threads)
     return CostCard(
         size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-        ram_peak_bytes=_peak_bytes(),
+        ram_peak_bytes=ram_peak_bytes,
+        ram_model_bytes=footprint.ram_model_bytes,
+        kv_bytes_per_token=footprint.kv_bytes_per_token,
         load_s=round(load_s, 3),
         prefill_tok_s=round(statistics.median(run[0] for run in runs), 1),
         decode_tok_s=round(statistics.median(run[1] for run in runs), 1) if num_new else None,
@@ -84,6 +106,21 @@ def measure_cost(folder: Path, num_threads: int) -> CostCard:
         num_threads=options.threads,
         machine=f"{platform.machine()}, {processor_name()}",
     )
+
+
+def measure_footprint(folder: Path, num_threads: int) -> Footprint:
+    """Measure the memory that ``maas-edge`` takes with a bundle: in a process like those it runs.
+
+    Raises:
+        EngineError: It does not answer.
+    """
+    command = [sys.executable, "-P", "-m", "maas.edge.runtime.cli", "rehearse", str(folder)]
+    done = subprocess.run(  # noqa: S603 - our own module
+        [*command, "--threads", str(num_threads)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise EngineError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
+    return msgspec.json.decode(done.stdout, type=Footprint)
 
 
 def _embed(engine: Engine, shift: int) -> tuple[float, float]:
@@ -112,7 +149,7 @@ def _run(engine: Engine, shift: int) -> tuple[float, float]:
     return len(prompt) / (times[0] - started), (len(times) - 1) / (times[-1] - times[0])
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Return the most memory this process had; what its parent had before is not counted."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -14,22 +14,21 @@ VOCAB_SIZE = 288
 EOS = 257
 
 
-def write_tiny_weights(folder: Path, *, seed: int = 0) -> None:
+def write_tiny_weights(folder: Path, *, seed: int = 0, **sizes: int) -> None:
     """Write a two-layer Llama whose tokens are bytes."""
     torch.manual_seed(seed)
+    tiny = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512}
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
         eos_token_id=EOS,
         bos_token_id=256,
         tie_word_embeddings=False,
         # Random weights of the usual size answer nearly the same to everything.
         initializer_range=0.4,
+        **(tiny | sizes),
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     write_tiny_tokenizer(folder)
@@ -67,8 +66,22 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_weights: Path) -> Path:
     """Its int8 graph, with tokenizer and template."""
-    folder = tiny_weights.parent / "graph"
-    build(tiny_weights, folder, BuildOptions(precision="int8", block_size=32))
+    return build_graph(tiny_weights)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of one whose keys and values take 4 KiB a token, and that reads 4,096 tokens."""
+    folder = tmp_path_factory.mktemp("wide") / "weights"
+    folder.mkdir()
+    write_tiny_weights(folder, hidden_size=512, max_position_embeddings=4096)
+    return build_graph(folder)
+
+
+def build_graph(weights: Path) -> Path:
+    """Build the int8 graph of some weights beside them."""
+    folder = weights.parent / "graph"
+    build(weights, folder, BuildOptions(precision="int8", block_size=32))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tiny_weights / name).read_bytes())
+        (folder / name).write_bytes((weights / name).read_bytes())
     return folder

@@ -13,6 +13,8 @@ from maas.edge.runtime.engine.pace import PaceReader, at_full_pace
 from maas.edge.runtime.pacer import watch_machine
 
 DEFAULTS = EngineOptions()
+KV_CACHE_MB = DEFAULTS.kv_cache_bytes >> 20
+PREFIX_CACHE_MB = DEFAULTS.prefix_cache_bytes >> 20
 
 
 class PaceMode(StrEnum):
@@ -38,7 +40,12 @@ Pace = Annotated[
 ]
 MaxNumSeqs = Annotated[int, typer.Option(min=1, help="Requests at a time.")]
 MaxModelLen = Annotated[int, typer.Option(min=0, help="0: the model's own.")]
-KvCacheMb = Annotated[int, typer.Option(min=1, help="Memory for keys and values, in MiB.")]
+KvCacheMb = Annotated[
+    int, typer.Option(min=1, help="Memory for keys and values of running requests, in MiB.")
+]
+PrefixCacheMb = Annotated[
+    int, typer.Option(min=0, help="Memory for those that are remembered, in MiB; 0: none are.")
+]
 AllowOrigin = Annotated[
     list[str] | None,
     typer.Option(help="A web page's origin that may ask, like http://localhost:3000; repeatable."),

@@ -15,6 +15,8 @@ from maas.core.errors import NotFound
 from maas.edge.runtime.bundle.signing import key_id_of
 from maas.edge.runtime.cli.flags import (
     DEFAULTS,
+    KV_CACHE_MB,
+    PREFIX_CACHE_MB,
     AllowOrigin,
     Cool,
     Host,
@@ -24,6 +26,7 @@ from maas.edge.runtime.cli.flags import (
     Pace,
     PaceMode,
     Port,
+    PrefixCacheMb,
     ServedModelName,
     Threads,
     engine_options,
@@ -125,7 +128,8 @@ def agent(  # noqa: PLR0913 - one a flag
     pace: Pace = PaceMode.AUTO,
     max_num_seqs: MaxNumSeqs = DEFAULTS.max_num_seqs,
     max_model_len: MaxModelLen = DEFAULTS.max_model_len,
-    kv_cache_mb: KvCacheMb = DEFAULTS.kv_cache_bytes >> 20,
+    kv_cache_mb: KvCacheMb = KV_CACHE_MB,
+    prefix_cache_mb: PrefixCacheMb = PREFIX_CACHE_MB,
     no_cloud: Annotated[
         bool, typer.Option("--no-cloud", help="Answer here or not at all.")
     ] = False,
@@ -142,6 +146,7 @@ def agent(  # noqa: PLR0913 - one a flag
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_mb << 20,
+        prefix_cache_bytes=prefix_cache_mb << 20,
     )
     settings = AgentSettings(
         home=open_shelf().home,

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from maas.core.errors import MaasError
-from maas.edge.runtime.cli import bundles, fleet, running
+from maas.edge.runtime.cli import bundles, fleet, rehearsal, running
 from maas.edge.runtime.cli.shared import fail
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("unpack")(bundles.unpack)
 app.command("run")(running.run)
 app.command("serve")(running.serve_bundle)
 app.command("bench")(running.bench)
+app.command("rehearse", hidden=True)(rehearsal.rehearse)
 app.command("enrol")(fleet.enrol)
 app.command("fleet")(fleet.show_fleet)
 app.command("leave")(fleet.leave)

@@ -16,6 +16,8 @@ from maas.core.errors import EngineError, MaasError, NotFound
 from maas.edge.runtime.bundle.manifest import Adapter, Manifest
 from maas.edge.runtime.cli.flags import (
     DEFAULTS,
+    KV_CACHE_MB,
+    PREFIX_CACHE_MB,
     AllowOrigin,
     Cool,
     Host,
@@ -25,12 +27,14 @@ from maas.edge.runtime.cli.flags import (
     Pace,
     PaceMode,
     Port,
+    PrefixCacheMb,
     ServedModelName,
     Threads,
     engine_options,
 )
 from maas.edge.runtime.cli.shared import JsonFlag, check_positive, emit, locate, warn
 from maas.edge.runtime.engine.contract import Output, SamplingParams
+from maas.edge.runtime.memory import check_memory
 from maas.edge.runtime.server.guard import Guard, allowed_origins
 from maas.edge.runtime.server.serve import Address, open_served, serve
 from maas.edge.runtime.server.served import Served
@@ -105,12 +109,25 @@ def run(  # noqa: PLR0913 - one a flag
     threads: Threads = 0,
     cool: Cool = False,
     pace: Pace = PaceMode.AUTO,
+    max_model_len: MaxModelLen = DEFAULTS.max_model_len,
+    kv_cache_mb: KvCacheMb = KV_CACHE_MB,
+    prefix_cache_mb: PrefixCacheMb = PREFIX_CACHE_MB,
     as_json: JsonFlag = False,
 ) -> None:
     """Chat with a bundle in the terminal, or answer one prompt."""
     held = locate(source)
     adapters = _chosen(held.manifest, adapter)
-    options = engine_options(threads, cool=cool, pace=pace)
+    options = engine_options(
+        threads,
+        cool=cool,
+        pace=pace,
+        # A terminal asks one thing at a time.
+        max_num_seqs=1,
+        max_model_len=max_model_len,
+        kv_cache_bytes=kv_cache_mb << 20,
+        prefix_cache_bytes=prefix_cache_mb << 20,
+    )
+    check_memory(held.manifest, options)
     served = open_served(held.folder, held.manifest.name, options, adapters)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     conversation = Conversation(served, params, [], adapter)
@@ -136,7 +153,8 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
     pace: Pace = PaceMode.AUTO,
     max_num_seqs: MaxNumSeqs = DEFAULTS.max_num_seqs,
     max_model_len: MaxModelLen = DEFAULTS.max_model_len,
-    kv_cache_mb: KvCacheMb = DEFAULTS.kv_cache_bytes >> 20,
+    kv_cache_mb: KvCacheMb = KV_CACHE_MB,
+    prefix_cache_mb: PrefixCacheMb = PREFIX_CACHE_MB,
     allow_origin: AllowOrigin = None,
 ) -> None:
     """Serve OpenAI's API on this device until Ctrl-C."""
@@ -149,9 +167,14 @@ def serve_bundle(  # noqa: PLR0913 - one a flag
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_mb << 20,
+        prefix_cache_bytes=prefix_cache_mb << 20,
     )
+    check_memory(held.manifest, options)
     name = served_model_name or held.manifest.model_id
-    served = open_served(held.folder, name, options, held.manifest.adapters)
+    parser = held.manifest.tool_call_parser
+    served = open_served(
+        held.folder, name, options, held.manifest.adapters, tool_call_parser=parser
+    )
     names = (name, *served.adapters)
     asyncio.run(
         serve(

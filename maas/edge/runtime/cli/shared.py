@@ -15,7 +15,8 @@ from rich.markup import escape
 from maas.core.errors import ConfigError, EngineError, MaasError, NotFound
 from maas.edge.runtime.bundle.signing import key_id_of
 from maas.edge.runtime.engine.options import EngineOptions
-from maas.edge.runtime.fleet.trial import try_apart
+from maas.edge.runtime.fleet.trial import trial_options, try_apart
+from maas.edge.runtime.memory import check_memory
 from maas.edge.runtime.shelf.shelf import Held, Pulled, Report, Shelf, verify_folder
 from maas.edge.runtime.shelf.sources import FileSource, Source
 
@@ -55,6 +56,7 @@ def take(shelf: Shelf, source: Source, report: Report = lambda _done, _all: None
 
     Raises:
         BundleRefused: It is not what its maker signed.
+        DoesNotFit: There is no memory for it; the one in use stays.
         EngineError: It does not work here; the one in use stays.
     """
     before = shelf.current()
@@ -63,6 +65,7 @@ def take(shelf: Shelf, source: Source, report: Report = lambda _done, _all: None
         held = pulled.held
         if before is not None and before.manifest.bundle_id == held.manifest.bundle_id:
             return
+        check_memory(held.manifest, trial_options())
         try:
             asyncio.run(try_apart(held.folder, EngineOptions()))
         except EngineError as error:
@@ -92,6 +95,7 @@ def locate(source: str | None) -> Held:
 
     Raises:
         BundleRefused: It is not what its maker signed.
+        DoesNotFit: There is no memory to try it.
         EngineError: It does not work here.
         NotFound: There is no such thing.
     """

@@ -105,12 +105,17 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a bundle holds, as far as its users must know."""
+    """What a bundle holds, as far as its users must know.
+
+    Attributes:
+        kv_bytes_per_token: Memory for keys and values; 0: it keeps none.
+    """
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: frozenset[int]
     task: Literal["generate", "embed"] = "generate"
+    kv_bytes_per_token: int = 0
 
     def has_tokens(self, token_ids: Collection[int]) -> bool:
         """Say whether all of these are tokens of its vocabulary."""
@@ -190,6 +195,13 @@ class Engine(Protocol):
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; doing so twice is fine."""
+        ...
+
+    def rehearse(self) -> None:
+        """Compute the largest steps there are, of the model and each adapter, on nothing.
+
+        Only before anything is asked. Memory is what it is at most then, keys and values aside.
+        """
         ...
 
     @property

@@ -30,8 +30,9 @@ from maas.edge.runtime.engine.contract import EngineStats, ModelInfo, OnOutput, 
 from maas.edge.runtime.engine.grammars import GrammarCompiler
 from maas.edge.runtime.engine.lanes import Lane
 from maas.edge.runtime.engine.model import DecoderModel, SlotCache
-from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.options import EngineOptions, kv_bound_bytes
 from maas.edge.runtime.engine.pace import pause_s
+from maas.edge.runtime.engine.pages import rounded_up
 from maas.edge.runtime.engine.prefixes import PrefixCache
 from maas.edge.runtime.engine.sampling import Chooser
 from maas.edge.runtime.engine.sequences import Sequence
@@ -58,12 +59,15 @@ class OnnxEngine:
         self._model = DecoderModel(folder, options)
         config = self._model.config
         max_model_len = min(options.max_model_len or config.context_length, config.context_length)
-        self._max_tokens = max(
-            options.kv_cache_bytes // self._model.kv_bytes_per_token, _least(self._model)
-        )
+        self._max_tokens = _max_tokens(self._model, options)
         # One request alone always has room.
         max_model_len = min(max_model_len, self._max_tokens)
-        self.info = ModelInfo(max_model_len, config.vocab_size, config.eos_token_ids)
+        self.info = ModelInfo(
+            max_model_len,
+            config.vocab_size,
+            config.eos_token_ids,
+            kv_bytes_per_token=self._model.kv_bytes_per_token,
+        )
         self._grammars = GrammarCompiler(
             folder / "tokenizer.json", config.vocab_size, min(config.eos_token_ids)
         )
@@ -199,6 +203,14 @@ class OnnxEngine:
                 pace=pace,
             )
 
+    def rehearse(self) -> None:
+        """Compute the largest steps there are, of the model and each adapter, on nothing.
+
+        Only before anything is submitted. Memory is what it is at most then, keys and values aside.
+        """
+        for lane in self._lanes.values():
+            lane.rehearse()
+
     def close(self) -> None:
         """End all requests with ``cancelled`` and stop."""
         with self._changed:
@@ -300,7 +312,7 @@ class OnnxEngine:
             # A lane computes one prompt at a time, and the others wait for their turn.
             if lane.prefilling is not None:
                 return
-            if num_running and self._num_held() + len(sequence.tokens) > self._max_tokens:
+            if num_running and self._num_held() + self._held_by(sequence) > self._max_tokens:
                 return
             lane.add(self._waiting.popleft())
             num_running += 1
@@ -317,7 +329,13 @@ class OnnxEngine:
             self._waiting.appendleft(youngest)
 
     def _num_held(self) -> int:
-        return sum(len(s.tokens) for lane in self._lanes.values() for s in lane.sequences)
+        sequences = (s for lane in self._lanes.values() for s in lane.sequences)
+        return sum(self._held_by(sequence) for sequence in sequences)
+
+    def _held_by(self, sequence: Sequence) -> int:
+        """Return the positions whose memory a sequence takes: guesses are computed behind it."""
+        length = len(sequence.tokens) + self._options.max_draft_tokens
+        return rounded_up(min(length, self.info.max_model_len), self._model.kv_block)
 
     def _drop_cancelled(self) -> None:
         if not self._cancelled:
@@ -346,7 +364,7 @@ class OnnxEngine:
             for lane in self._lanes.values():
                 for sequence in lane.sequences:
                     sequence.end("error", message)
-                lane.sequences.clear()
+                lane.clear()
 
 
 def _check_memory(folder: Path) -> None:
@@ -363,6 +381,8 @@ def _check_memory(folder: Path) -> None:
         )
 
 
-def _least(model: DecoderModel) -> int:
-    """Return the positions that are worth starting with."""
-    return min(model.config.context_length, 256)
+def _max_tokens(model: DecoderModel, options: EngineOptions) -> int:
+    """Return the positions there is memory for, by whole pages."""
+    block, size = model.kv_block, model.kv_bytes_per_token
+    most = kv_bound_bytes(options, size, model.config.context_length)
+    return max(most // size // block, 1) * block

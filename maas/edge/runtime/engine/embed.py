@@ -135,6 +135,10 @@ class EmbedEngine:
     def unload_adapter(self, name: str) -> None:
         """Do nothing: there are none."""
 
+    def rehearse(self) -> None:
+        """Compute the largest batch there is, on nothing; memory is what it is at most then."""
+        self.embed([[0] * self.info.max_model_len] * _MAX_BATCH)
+
     @property
     def stats(self) -> EngineStats:
         """How busy it is now."""

@@ -110,6 +110,15 @@ class Lane:
         for sequence in tuple(sequences):
             self._close(self.sequences.index(sequence))
 
+    def rehearse(self) -> None:
+        """Compute the largest steps there are, while there is no sequence."""
+        self._cache.rehearse()
+
+    def clear(self) -> None:
+        """Forget all sequences, and what a failed run left of them."""
+        self.sequences.clear()
+        self._cache.empty_all()
+
     def _check(self, sequence: Sequence, drafted: tuple[int, ...]) -> int:
         """Compute the newest token and the guesses in one run; keep what proves right."""
         tokens = np.array((sequence.tokens[-1], *drafted), np.int64)
@@ -136,6 +145,8 @@ class Lane:
         if slot < num_decoding < len(self.sequences):
             self._move(num_decoding, last)
         self.sequences.pop()
+        if slot == len(self.sequences):
+            self._cache.empty(slot)
 
     def _move(self, source: int, target: int) -> None:
         sequence = self.sequences[source]
@@ -146,12 +157,11 @@ class Lane:
         """Keep what was computed of a sequence for others that begin like it."""
         length = min(sequence.num_computed, len(sequence.tokens))
         tokens = sequence.array[:length]
-        size = length * self._cache.model.kv_bytes_per_token
-        space = self._space(sequence)
-        if length < MIN_SHARED or not self._prefixes.can_keep(size):
-            return
-        if not self._prefixes.knows(space, tokens):
-            self._prefixes.put(space, tokens, self._cache.read(slot, length))
+        if length >= MIN_SHARED:
+            size = length * self._cache.model.kv_bytes_per_token
+            self._prefixes.put(
+                self._space(sequence), tokens, size, lambda: self._cache.read(slot, length)
+            )
 
     def _space(self, sequence: Sequence) -> str:
         return f"{self.name}\0{sequence.cache_salt}"

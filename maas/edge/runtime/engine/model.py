@@ -6,7 +6,6 @@ positions in place and nothing is copied. A run takes slots that lie side by sid
 """
 
 import json
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from maas.core.errors import ConfigError
 from maas.edge.runtime.bundle.manifest import GRAPH_SUFFIX
 from maas.edge.runtime.engine.options import EngineOptions
+from maas.edge.runtime.engine.pages import Slab, positions_of_pages, rounded_up, zeros_in_pages
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # Logits of a chunk are written for each of its positions: more would be memory traffic only.
@@ -158,6 +158,11 @@ class DecoderModel:
         size = np.dtype(self.kv_dtype).itemsize * self.num_kv_heads * self.config.head_size
         return 2 * self.config.num_layers * size
 
+    @property
+    def kv_block(self) -> int:
+        """Positions that memory is taken for at once: those of a page, or a few."""
+        return positions_of_pages(np.dtype(self.kv_dtype).itemsize * self.config.head_size)
+
 
 @dataclass
 class _Binding:
@@ -189,10 +194,12 @@ class SlotCache:
         self.model = model
         self.num_positions = num_positions
         self._adapter = adapter or {}
+        self._num_slots = num_slots
         config = model.config
-        shape = (num_slots, model.num_kv_heads, num_positions, config.head_size)
-        self._keys = [_untouched(shape, model.kv_dtype) for _ in range(config.num_layers)]
-        self._values = [_untouched(shape, model.kv_dtype) for _ in range(config.num_layers)]
+        num_rows = rounded_up(num_positions, model.kv_block)
+        shape = (num_slots, model.num_kv_heads, num_rows, config.head_size)
+        self._keys = [Slab(shape, model.kv_dtype) for _ in range(config.num_layers)]
+        self._values = [Slab(shape, model.kv_dtype) for _ in range(config.num_layers)]
         num_rows = max(num_slots, model.max_chunk)
         self._logits = np.empty((num_rows, config.vocab_size), model.logits_dtype)
         self._bindings: dict[tuple[int, int, int, int], _Binding] = {}
@@ -235,19 +242,49 @@ class SlotCache:
         self._run(binding)
         return binding.logits[:, 0]
 
+    def rehearse(self) -> None:
+        """Compute the largest steps there are: what they take beside keys and values stays."""
+        size = min(self.model.max_chunk, self.num_positions)
+        self.extend(0, np.zeros(size, np.int64), self.num_positions - size)
+        last = np.full(self._num_slots, self.num_positions - 1)
+        self.step(np.zeros(self._num_slots, np.int64), last)
+        self.empty_all()
+
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a sequence's first positions to another slot."""
-        for layer in (*self._keys, *self._values):
-            layer[target, :, :length] = layer[source, :, :length]
+        """Bring a sequence's first positions to another slot; its own is empty then."""
+        for slab in self._slabs:
+            slab.array[target, :, :length] = slab.array[source, :, :length]
+            # Layer by layer: at no time is all of it there twice.
+            slab.give_back(source)
+            slab.give_back(target, length)
+
+    def empty(self, slot: int) -> None:
+        """Give back the memory of a slot that no sequence is in."""
+        for slab in self._slabs:
+            slab.give_back(slot)
+
+    def empty_all(self) -> None:
+        """Give back the memory of all slots."""
+        for slot in range(self._num_slots):
+            self.empty(slot)
 
     def read(self, slot: int, length: int) -> NDArray[Any]:
         """Return a copy of a sequence's first positions: (2 layers, heads, length, size)."""
-        return np.stack([layer[slot, :, :length] for layer in (*self._keys, *self._values)])
+        slabs, model = self._slabs, self.model
+        shape = (len(slabs), model.num_kv_heads, length, model.config.head_size)
+        kept = zeros_in_pages(shape, model.kv_dtype)
+        for part, slab in zip(kept, slabs, strict=True):
+            part[:] = slab.array[slot, :, :length]
+        return kept
 
     def write(self, slot: int, kept: NDArray[Any], length: int) -> None:
         """Put back the first positions of what ``read`` returned."""
-        for layer, part in zip((*self._keys, *self._values), kept, strict=True):
-            layer[slot, :, :length] = part[:, :length]
+        for slab, part in zip(self._slabs, kept, strict=True):
+            slab.array[slot, :, :length] = part[:, :length]
+
+    @property
+    def _slabs(self) -> tuple[Slab, ...]:
+        return (*self._keys, *self._values)
 
     def _run(self, binding: _Binding) -> None:
         self.model.session.run_with_iobinding(binding.io)
@@ -273,8 +310,8 @@ class SlotCache:
         for name, value in self._adapter.items():
             made.io.bind_ortvalue_input(name, value)
         for layer in range(config.num_layers):
-            keys = self._keys[layer][slot : slot + count]
-            values = self._values[layer][slot : slot + count]
+            keys = self._keys[layer].array[slot : slot + count]
+            values = self._values[layer].array[slot : slot + count]
             _bind_input(made.io, config.past_key % layer, keys)
             _bind_input(made.io, config.past_value % layer, values)
             _bind_output(made.io, config.present_key % layer, keys)
@@ -283,16 +320,6 @@ class SlotCache:
         if count * length <= _MAX_KEPT_ROWS:
             self._bindings[key] = made
         return made
-
-
-def _untouched(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> NDArray[Any]:
-    """Return zeros whose pages come from the kernel when they are written: unused slots are free.
-
-    Not numpy's own: it asks for pages of 2 MiB, and the first position of each head of each slot
-    would take one.
-    """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 def _bind_input(io: Any, name: str, array: NDArray[Any]) -> None:

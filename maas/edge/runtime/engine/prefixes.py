@@ -1,11 +1,14 @@
 """Keys and values of requests that ended, for requests that begin with the same tokens."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from maas.edge.runtime.engine.pages import rounded_up
 
 # Copying fewer positions than this is not worth a lookup's result.
 MIN_SHARED = 16
@@ -15,10 +18,7 @@ MIN_SHARED = 16
 class _Entry:
     tokens: NDArray[np.int64]
     kept: NDArray[Any]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.kept.nbytes + self.tokens.nbytes
+    size_bytes: int
 
 
 class PrefixCache:
@@ -26,11 +26,14 @@ class PrefixCache:
 
     Args:
         max_bytes: Of keys and values; 0 keeps nothing.
+
+    Attributes:
+        num_bytes: Of what is kept now.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._next = 0
         self._entries: OrderedDict[int, tuple[str, _Entry]] = OrderedDict()
 
@@ -60,23 +63,32 @@ class PrefixCache:
             for of, entry in self._entries.values()
         )
 
-    def can_keep(self, num_bytes: int) -> bool:
-        """Say whether an entry of this size has room, others gone."""
-        return num_bytes <= self._max_bytes
+    def put(
+        self,
+        space: str,
+        tokens: NDArray[np.int64],
+        num_bytes: int,
+        read: Callable[[], NDArray[Any]],
+    ) -> None:
+        """Keep what was computed, unless it is known; entries that are the start of it go.
 
-    def put(self, space: str, tokens: NDArray[np.int64], kept: NDArray[Any]) -> None:
-        """Keep what was computed; entries that are the start of it go."""
-        entry = _Entry(tokens.copy(), kept)
-        if not self.can_keep(entry.size_bytes):
+        Args:
+            space: Who may see it.
+            tokens: What was computed.
+            num_bytes: Of their keys and values.
+            read: Returns these; called when there is room for them.
+        """
+        size_bytes = rounded_up(num_bytes) + tokens.nbytes
+        if size_bytes > self._max_bytes or self.knows(space, tokens):
             return
         for known_id, (of, known) in list(self._entries.items()):
             if of == space and _shared(known.tokens, tokens) == len(known.tokens):
                 self._drop(known_id)
-        while self._num_bytes + entry.size_bytes > self._max_bytes:
+        while self.num_bytes + size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
-        self._entries[self._next] = (space, entry)
+        self._entries[self._next] = (space, _Entry(tokens.copy(), read(), size_bytes))
         self._next += 1
-        self._num_bytes += entry.size_bytes
+        self.num_bytes += size_bytes
 
     def forget(self, space_prefix: str) -> None:
         """Drop the entries of all spaces whose names begin so."""
@@ -85,7 +97,7 @@ class PrefixCache:
                 self._drop(known_id)
 
     def _drop(self, entry_id: int) -> None:
-        self._num_bytes -= self._entries.pop(entry_id)[1].size_bytes
+        self.num_bytes -= self._entries.pop(entry_id)[1].size_bytes
 
 
 def _shared(known: NDArray[np.int64], tokens: NDArray[np.int64]) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from maas.core.errors import MaasError, NotFound
 from maas.edge.runtime.engine.options import EngineOptions
@@ -45,13 +45,16 @@ class Loader:
     def _load(self, held: Held) -> Served:
         manifest = held.manifest
         name = self.served_model_name or manifest.model_id
-        served = open_served(held.folder, name, self.options, manifest.adapters)
+        parser = manifest.tool_call_parser
+        served = open_served(
+            held.folder, name, self.options, manifest.adapters, tool_call_parser=parser
+        )
         try:
             probe(served)
         except MaasError:
             served.engine.close()
             raise
-        return replace(served, reads_tools=manifest.tool_call_parser is not None)
+        return served
 
 
 class Seat:

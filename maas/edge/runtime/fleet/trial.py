@@ -25,6 +25,18 @@ _TIMEOUT_S = 600.0
 _MAX_CACHE_BYTES = 64 << 20
 
 
+def trial_options(num_threads: int = 0, *, enable_spinning: bool = True) -> EngineOptions:
+    """Return the options of a trial's engine: as little memory as does."""
+    return EngineOptions(
+        num_threads=num_threads,
+        max_num_seqs=1,
+        kv_cache_bytes=_MAX_CACHE_BYTES,
+        prefix_cache_bytes=0,
+        max_draft_tokens=0,
+        enable_spinning=enable_spinning,
+    )
+
+
 def try_folder(folder: Path, options: EngineOptions) -> SpeedReport:
     """Load a bundle, have it answer, and measure it.
 
@@ -96,14 +108,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.lifeline:
         end_with_parent()
-    options = EngineOptions(
-        num_threads=given.threads,
-        max_num_seqs=1,
-        kv_cache_bytes=_MAX_CACHE_BYTES,
-        prefix_cache_bytes=0,
-        max_draft_tokens=0,
-        enable_spinning=not given.no_spinning,
-    )
+    options = trial_options(given.threads, enable_spinning=not given.no_spinning)
     try:
         speed = try_folder(given.folder, options)
     except MaasError as error:

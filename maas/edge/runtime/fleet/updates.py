@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from maas.core.errors import (
     AlreadyRunning,
     BundleRefused,
@@ -29,6 +27,7 @@ from maas.edge.runtime.fleet.seat import Seat, give_up, succeed
 from maas.edge.runtime.fleet.state import Mark, StateFile, Trying
 from maas.edge.runtime.fleet.trial import try_apart
 from maas.edge.runtime.fleet.wire import Desired, Phase
+from maas.edge.runtime.memory import available_bytes, need_of, refusal
 from maas.edge.runtime.shelf.shelf import Held
 from maas.edge.runtime.shelf.sources import Source
 from maas.protocol.devices import SpeedReport, UpdateReport
@@ -40,11 +39,6 @@ _ID_DIGITS = 64
 _MAX_STALLS = 3
 _MAX_RETRY_S = 60.0
 Trial = Callable[[Path, EngineOptions], Awaitable[SpeedReport]]
-
-
-def available_bytes() -> int:
-    """Return the memory the machine has left."""
-    return psutil.virtual_memory().available
 
 
 @dataclass(frozen=True)
@@ -265,16 +259,16 @@ class Updater:
         Raises:
             DoesNotFit: There is too little even without the old one.
         """
-        need, have = held.manifest.ram_required_bytes, self._available()
+        options = self._seat.loader.options
+        need, have = need_of(held.manifest, options), self._available()
         old = self._seat.held
-        if have >= need:
+        if have >= need.total_bytes:
             return None
-        freed = old.manifest.ram_required_bytes if old else 0
-        if have + freed < need:
-            raise DoesNotFit(
-                f"it needs {need / 1e6:.0f} MB of memory; {have / 1e6:.0f} MB are free"
-                + (f", and {freed / 1e6:.0f} MB more without the old bundle" if old else "")
-            )
+        # What the old one may take of keys and values it hardly takes now.
+        freed = need_of(old.manifest, options).model_bytes if old else 0
+        if have + freed < need.total_bytes:
+            more = f", {freed / 1e6:.0f} MB of them taken by the old bundle" if old else ""
+            raise DoesNotFit(f"it {refusal(need, have + freed, more)}")
         await self._seat.leave("another bundle is being loaded, and there is no room for both")
         return old
 

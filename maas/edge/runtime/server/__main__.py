@@ -25,6 +25,8 @@ def main() -> int:
     parser.add_argument("--kv-cache-bytes", type=int, default=defaults.kv_cache_bytes)
     parser.add_argument("--prefix-cache-bytes", type=int, default=defaults.prefix_cache_bytes)
     parser.add_argument("--max-draft-tokens", type=int, default=defaults.max_draft_tokens)
+    # The gateway refuses tools of a model whose card has none.
+    parser.add_argument("--tool-call-parser", default="hermes")
     parser.add_argument("--no-spinning", action="store_true")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -38,7 +40,12 @@ def main() -> int:
         enable_spinning=not given.no_spinning,
     )
     try:
-        served = open_served(given.folder, given.served_model_name, options)
+        served = open_served(
+            given.folder,
+            given.served_model_name,
+            options,
+            tool_call_parser=given.tool_call_parser,
+        )
     except MaasError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1

@@ -12,22 +12,31 @@ from tokenizers import Tokenizer
 
 from maas.core.ids import new_id
 from maas.edge.runtime.engine.contract import Output, TokenLogprob
+from maas.edge.runtime.server.calls import Call, CallReader
 from maas.edge.runtime.server.requests import Asked
 from maas.edge.runtime.server.text import TextStream
 from maas.edge.runtime.server.tools import read_calls
 
+Logprobs = Sequence[dict[str, Any]]
+
 
 @dataclass
 class Choice:
-    """One answer as it grows."""
+    """One answer as it grows.
+
+    Attributes:
+        offsets: Where in the text the token of each of ``logprobs`` begins.
+    """
 
     stream: TextStream
     text: str = ""
     num_tokens: int = 0
     logprobs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    offsets: list[int] = field(default_factory=list[int])
     finish_reason: str | None = None
     error: str | None = None
     token_ids: list[int] = field(default_factory=list[int])
+    calls: CallReader = field(default_factory=CallReader)
 
 
 class Answer:
@@ -63,12 +72,15 @@ class Answer:
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
         for token, logprob in zip(output.token_ids, output.logprobs or (), strict=False):
             choice.logprobs.append(self._logprob(token, logprob))
+        if output.logprobs:
+            choice.offsets += choice.stream.offsets[-len(output.token_ids) :]
         if self._asked.wants_ids:
             choice.token_ids += output.token_ids
             if output.end_token_id is not None:
                 choice.token_ids.append(output.end_token_id)
             if output.end_token_id is not None and output.end_logprob is not None:
                 choice.logprobs.append(self._logprob(output.end_token_id, output.end_logprob))
+                choice.offsets.append(choice.stream.num_chars)
         if choice.stream.is_stopped:
             choice.finish_reason = "stop"
         elif output.finish_reason is not None:
@@ -82,28 +94,59 @@ class Answer:
         """Return the chunk that says whose turn it is; chats begin with it."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def text_chunk(self, index: int, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a chunk of text."""
+    def chunks(self, index: int, text: str, logprobs: Logprobs) -> list[dict[str, Any]]:
+        """Return the chunks that tell of new text, and of the tokens it is of."""
+        mode = self._asked.tools.mode
+        if mode == "forced":
+            # It is read when it is whole.
+            return []
+        pieces = self.choices[index].calls.push(text) if mode == "auto" else [text] if text else []
+        return self._piece_chunks(index, pieces, logprobs)
+
+    def end_chunks(self, index: int) -> list[dict[str, Any]]:
+        """Return the chunks a choice ends with."""
+        choice, plan = self.choices[index], self._asked.tools
+        if not self._is_chat:
+            return [self._plain_chunk(index, "", choice.finish_reason, [])]
+        chunks: list[dict[str, Any]] = []
+        has_calls = False
+        if plan.mode == "auto":
+            chunks = self._piece_chunks(index, choice.calls.finish(), [])
+            has_calls = choice.calls.num_calls > 0
+        elif plan.mode == "forced":
+            content, calls = read_calls(choice.text, plan)
+            if content:
+                chunks.append(self._chunk(index, {"content": content}, None, choice.logprobs))
+            chunks += [self._call_chunk(index, place, call) for place, call in enumerate(calls)]
+            has_calls = bool(calls)
+        reason = _reason(choice.finish_reason, has_calls)
+        return [*chunks, self._chunk(index, {}, reason, None)]
+
+    def _piece_chunks(
+        self, index: int, pieces: Sequence[str | Call], logprobs: Logprobs
+    ) -> list[dict[str, Any]]:
+        """Return a chunk for each text and each call; the first text has the tokens."""
+        num_calls = sum(not isinstance(piece, str) for piece in pieces)
+        place = self.choices[index].calls.num_calls - num_calls
+        if logprobs and num_calls == len(pieces):
+            pieces = ["", *pieces]
+        chunks: list[dict[str, Any]] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                chunks.append(self._text_chunk(index, piece, logprobs))
+                logprobs = []
+            else:
+                chunks.append(self._call_chunk(index, place, piece))
+                place += 1
+        return chunks
+
+    def _text_chunk(self, index: int, text: str, logprobs: Logprobs) -> dict[str, Any]:
         if not self._is_chat:
             return self._plain_chunk(index, text, None, logprobs)
         return self._chunk(index, {"content": text}, None, logprobs)
 
-    def end_chunks(self, index: int) -> list[dict[str, Any]]:
-        """Return the chunks a choice ends with."""
-        choice = self.choices[index]
-        if not self._is_chat:
-            return [self._plain_chunk(index, "", choice.finish_reason, [])]
-        chunks: list[dict[str, Any]] = []
-        reason = choice.finish_reason
-        if self._asked.tools.mode != "none":
-            content, calls = read_calls(choice.text, self._asked.tools)
-            if content:
-                chunks.append(self._chunk(index, {"content": content}, None, choice.logprobs))
-            for place, call in enumerate(calls):
-                delta = {"tool_calls": [{"index": place, **call}]}
-                chunks.append(self._chunk(index, delta, None, None))
-            reason = _reason(reason, calls)
-        return [*chunks, self._chunk(index, {}, reason, None)]
+    def _call_chunk(self, index: int, place: int, call: Call) -> dict[str, Any]:
+        return self._chunk(index, {"tool_calls": [{"index": place, **call}]}, None, None)
 
     def usage_chunk(self) -> dict[str, Any]:
         """Return the chunk that has the usage and no choices."""
@@ -141,17 +184,17 @@ class Answer:
         index: int,
         delta: dict[str, Any],
         reason: str | None,
-        logprobs: list[dict[str, Any]] | None,
+        logprobs: Logprobs | None,
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason}
         choice["logprobs"] = {"content": logprobs, "refusal": None} if logprobs else None
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _plain_chunk(
-        self, index: int, text: str, reason: str | None, logprobs: list[dict[str, Any]]
+        self, index: int, text: str, reason: str | None, logprobs: Logprobs
     ) -> dict[str, Any]:
         choice = {"index": index, "text": text, "finish_reason": reason}
-        choice["logprobs"] = _columns(logprobs) if logprobs else None
+        choice["logprobs"] = self._columns(index, logprobs)
         return {**self._head("text_completion"), "choices": [choice]}
 
     def _chat_choice(self, index: int) -> dict[str, Any]:
@@ -161,12 +204,12 @@ class Answer:
         if calls:
             message["tool_calls"] = calls
         logprobs = {"content": choice.logprobs, "refusal": None} if choice.logprobs else None
-        reason = _reason(choice.finish_reason, calls)
+        reason = _reason(choice.finish_reason, bool(calls))
         return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
 
     def _plain_choice(self, index: int) -> dict[str, Any]:
         choice = self.choices[index]
-        logprobs = _columns(choice.logprobs) if choice.logprobs else None
+        logprobs = self._columns(index, choice.logprobs)
         ids = {"token_ids": choice.token_ids} if self._asked.wants_ids else {}
         return {
             "index": index,
@@ -174,6 +217,19 @@ class Answer:
             "finish_reason": choice.finish_reason,
             "logprobs": logprobs,
             **ids,
+        }
+
+    def _columns(self, index: int, logprobs: Logprobs) -> dict[str, Any] | None:
+        """Return the last log probabilities of a choice in the older form of completions."""
+        if not logprobs:
+            return None
+        return {
+            "tokens": [item["token"] for item in logprobs],
+            "token_logprobs": [item["logprob"] for item in logprobs],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in item["top_logprobs"]} for item in logprobs
+            ],
+            "text_offset": self.choices[index].offsets[-len(logprobs) :],
         }
 
     def _logprob(self, token: int, logprob: TokenLogprob) -> dict[str, Any]:
@@ -206,17 +262,5 @@ def embedding_list(
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
-def _reason(reason: str | None, calls: Sequence[dict[str, Any]]) -> str | None:
-    return "tool_calls" if calls and reason == "stop" else reason
-
-
-def _columns(logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return log probabilities in the older form of completions."""
-    return {
-        "tokens": [item["token"] for item in logprobs],
-        "token_logprobs": [item["logprob"] for item in logprobs],
-        "top_logprobs": [
-            {top["token"]: top["logprob"] for top in item["top_logprobs"]} for item in logprobs
-        ],
-        "text_offset": [],
-    }
+def _reason(reason: str | None, has_calls: bool) -> str | None:
+    return "tool_calls" if has_calls and reason == "stop" else reason

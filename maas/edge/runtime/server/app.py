@@ -107,7 +107,9 @@ class EdgeServer:
         with self._serving.use() as served:
             _check_model(served, body.model)
             encode, info = encoder_of(served, "messages"), served.engine.info
-            asked = await self._readers.read(raw, asked_chat, body, served.template, encode, info)
+            asked = await self._readers.read(
+                raw, asked_chat, body, served.template, encode, info, served.reads_tools
+            )
             return await self._answer(request, served, asked, is_chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
@@ -279,7 +281,7 @@ async def _stream(
         await _send(response, [answer.first_chunk(index) for index in range(len(answer.choices))])
     try:
         while not answer.is_over:
-            await _send(response, _next_chunks(answer, asked, *await outputs.get(), outputs))
+            await _send(response, _next_chunks(answer, *await outputs.get(), outputs))
     except EngineError as error:
         body = encode_error(error.message, kind="server_error", code=error.code)
         await response.write(data_event(body))
@@ -292,16 +294,13 @@ async def _stream(
 
 
 def _next_chunks(
-    answer: Answer, asked: Asked, index: int, output: Output, outputs: _Outputs
+    answer: Answer, index: int, output: Output, outputs: _Outputs
 ) -> list[dict[str, Any]]:
     """Return what is to be sent of an output."""
     choice = answer.choices[index]
     num_before = len(choice.logprobs)
     text = answer.take(index, output)
-    chunks: list[dict[str, Any]] = []
-    shows_text = asked.tools.mode == "none"
-    if shows_text and (text or len(choice.logprobs) > num_before):
-        chunks.append(answer.text_chunk(index, text, choice.logprobs[num_before:]))
+    chunks = answer.chunks(index, text, choice.logprobs[num_before:])
     if choice.finish_reason:
         outputs.end_if(choice.finish_reason, index)
         chunks += answer.end_chunks(index)

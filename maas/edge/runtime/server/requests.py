@@ -103,16 +103,32 @@ def decode(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         raise MalformedBody(f"the body is not valid JSON: {error}") from error
 
 
-def asked_chat(body: ChatBody, template: ChatTemplate, encode: Encode, info: ModelInfo) -> Asked:
+def asked_chat(
+    body: ChatBody, template: ChatTemplate, encode: Encode, info: ModelInfo, reads_tools: bool
+) -> Asked:
     """Return what a chat asks for.
 
+    Args:
+        body: The request.
+        template: Of the model's chats.
+        encode: Turns text into tokens.
+        info: What the model is.
+        reads_tools: Whether calls that it writes of itself are read.
+
     Raises:
+        CapabilityMissing: It asks for what is not offered, calls that nobody reads among it.
         InvalidRequest: Something in it is wrong.
         PromptTooLong: There is no room for the prompt and the answer.
     """
     if body.store:
         raise CapabilityMissing("store: true is not offered; leave it out", param="store")
     plan = plan_tools(body)
+    if plan.mode == "auto" and not reads_tools:
+        raise CapabilityMissing(
+            "tools: nobody here reads the calls that this model writes of itself; "
+            "tool_choice required, or a function's name, makes it call one",
+            param="tools",
+        )
     tools = [msgspec.to_builtins(t) for t in body.tools or []] if plan.mode == "auto" else None
     prompt = encode(template.render([_message(m) for m in body.messages], tools or None), False)
     check_tokens(prompt, info, "messages")

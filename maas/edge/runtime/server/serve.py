@@ -21,6 +21,7 @@ from maas.edge.runtime.engine.embed import EmbedEngine, is_embedding
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
+from maas.edge.runtime.server.calls import PARSERS
 from maas.edge.runtime.server.guard import Guard
 from maas.edge.runtime.server.reading import most_chars
 from maas.edge.runtime.server.served import Served, Serving
@@ -50,7 +51,12 @@ def open_engine(folder: Path, options: EngineOptions) -> Engine:
 
 
 def open_served(
-    folder: Path, name: str, options: EngineOptions, adapters: Sequence[Adapter] = ()
+    folder: Path,
+    name: str,
+    options: EngineOptions,
+    adapters: Sequence[Adapter] = (),
+    *,
+    tool_call_parser: str | None = None,
 ) -> Served:
     """Open all that a server answers with.
 
@@ -59,6 +65,7 @@ def open_served(
         name: Of its model on the wire.
         options: Sizes and habits of the engine.
         adapters: Of the bundle; each answers under its name.
+        tool_call_parser: The form in which its model writes tool calls; none: it writes none.
 
     Raises:
         ConfigError: The folder is no unpacked bundle.
@@ -78,7 +85,8 @@ def open_served(
         engine.close()
         raise
     names = {adapter.name for adapter in adapters}
-    return Served(name, engine, tokenizer, template, max_token_chars, adapters=names)
+    reads_tools = tool_call_parser in PARSERS
+    return Served(name, engine, tokenizer, template, max_token_chars, reads_tools, names)
 
 
 async def serve(

@@ -36,7 +36,7 @@ class Served:
     tokenizer: Tokenizer
     template: ChatTemplate
     max_token_chars: int = 256
-    reads_tools: bool = True
+    reads_tools: bool = False
     adapters: set[str] = field(default_factory=set[str])
 
 

@@ -1,8 +1,7 @@
 """Tool calls: what makes a model write one, and how one is read from its text.
 
-``required`` and named calls are forced by a grammar, whatever the model was taught. ``auto``
-reads the form models of the Hermes family write: ``<tool_call>{"name": ..., "arguments": ...}
-</tool_call>``.
+``required`` and named calls are forced by a grammar, whatever the model was taught; calls that it
+writes of itself (``auto``) are read in the form of the Hermes family.
 """
 
 import json
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maas.core.errors import InvalidRequest
-from maas.core.ids import new_id
+from maas.edge.runtime.server.calls import Call, CallReader, make_call
 from maas.edge.runtime.server.grammars import json_grammar
 from maas.protocol.chat import ChatCompletionRequest, NamedTool, Tool
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 Mode = Literal["none", "auto", "forced"]
 
 
@@ -57,33 +55,24 @@ def plan_tools(body: ChatCompletionRequest) -> ToolPlan:
     return ToolPlan("auto")
 
 
-def read_calls(text: str, plan: ToolPlan) -> tuple[str | None, list[dict[str, Any]]]:
+def read_calls(text: str, plan: ToolPlan) -> tuple[str | None, list[Call]]:
     """Return the text beside the calls in an answer, and the calls as the API writes them."""
-    if plan.mode == "forced":
-        if plan.name is not None:
-            return None, [_call(plan.name, text)]
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError):
-            # Cut off by max_tokens, or nested too deep.
-            return text, []
-        return None, [_call(i["name"], json.dumps(i["parameters"])) for i in items]
-    content, calls = text, list[dict[str, Any]]()
-    while plan.mode == "auto" and _OPEN in content:
-        before, _, rest = content.partition(_OPEN)
-        inside, _, after = rest.partition(_CLOSE)
-        try:
-            said = json.loads(inside)
-            calls.append(_call(str(said["name"]), json.dumps(said.get("arguments", {}))))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            break
-        content = before + after
-    return (content.strip() or None) if calls else content, calls
-
-
-def _call(name: str, arguments: str) -> dict[str, Any]:
-    function = {"name": name, "arguments": arguments}
-    return {"id": new_id("call"), "type": "function", "function": function}
+    if plan.mode == "none":
+        return text, []
+    if plan.mode == "auto":
+        reader = CallReader()
+        pieces = [*reader.push(text), *reader.finish()]
+        calls = [piece for piece in pieces if not isinstance(piece, str)]
+        content = "".join(piece for piece in pieces if isinstance(piece, str))
+        return (content or None) if calls else content, calls
+    if plan.name is not None:
+        return None, [make_call(plan.name, text)]
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        # Cut off by max_tokens, or nested too deep.
+        return text, []
+    return None, [make_call(i["name"], json.dumps(i["parameters"])) for i in items]
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from maas.edge.runtime.cli.main import app
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.engine.pace import Pace, PaceReader, at_full_pace
 from maas.edge.runtime.pacer import MachinePace, watch_machine
+from maas.edge.runtime.server.served import Served
 from maas.edge.runtime.shelf.shelf import Shelf
 from maas.edge.runtime.shelf.sources import FileSource
 from maas.edge.runtime.thermal import Heat
@@ -175,3 +176,19 @@ def test_each_command_hands_its_pace_to_the_engine(
     assert [options.may_pause for options in made] == [True, True, False]
     refused = CliRunner().invoke(app, [command, "--pace", "slow"])
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("parser", [None, "hermes", "llama3_json"])
+def test_serve_reads_tool_calls_by_what_the_bundle_says(
+    edge, forge, monkeypatch: pytest.MonkeyPatch, parser: str | None
+) -> None:
+    edge("pull", forge("1", tool_call_parser=parser).path)
+    reads: list[bool] = []
+
+    async def stop(served: Served, *_: object, **__: object) -> None:
+        reads.append(served.reads_tools)
+        served.engine.close()
+
+    monkeypatch.setattr(running, "serve", stop)
+    edge("serve", "--threads", "1", prints_json=False)
+    assert reads == [parser == "hermes"]

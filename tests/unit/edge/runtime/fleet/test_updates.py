@@ -109,6 +109,15 @@ async def test_a_bundle_is_tried_loaded_and_in_use(yard, one, two):
     assert yard.in_use == (one.bundle_id, one.bundle_id)
 
 
+@pytest.mark.parametrize(("parser", "reads"), [("hermes", True), ("llama3_json", False)])
+async def test_the_agent_offers_tools_only_where_it_reads_their_calls(yard, forge, parser, reads):
+    made = forge(f"tools {parser}", tool_call_parser=parser)
+    yard.sources[made.bundle_id] = made.path
+    await yard.want(made)
+    assert yard.seat.bundle_id == made.bundle_id
+    assert yard.seat.serving.current.reads_tools == reads
+
+
 async def test_what_answers_is_not_brought_again_but_told_once_for_a_new_attempt(yard, one):
     await yard.want(one)
     assert yard.told is None
@@ -269,6 +278,22 @@ async def test_a_bundle_that_never_fits_is_refused_with_the_numbers(yard, one, f
     assert yard.told[:2] == ("failed", "trial")
     assert "MB of memory" in yard.told[2]
     assert yard.seat.serving.current.engine is engine
+
+
+async def test_what_the_agents_flags_allow_is_counted_and_what_would_fit_is_said(yard, forge):
+    card = {"ram_model_bytes": 10**9, "kv_bytes_per_token": 10**6}
+    large = forge("large", cost_card=card, max_model_len=1000)
+    yard.sources[large.bundle_id] = large.path
+    # Beside the model's 1.1 GB one request of 1,000 tokens, and what is remembered.
+    need = 11 * 10**8 + 10**9 + OPTIONS.prefix_cache_bytes
+    yard.available = need - (2 << 20) - 1
+    await yard.want(large)
+    assert yard.told[:2] == ("failed", "trial")
+    assert "needs 2368 MB of memory (model 1100, keys and values 1000," in yard.told[2]
+    assert yard.told[2].endswith("it fits with --prefix-cache-mb 254")
+    yard.available = need
+    await yard.want(large, 1)
+    assert yard.told[0] == "succeeded"
 
 
 async def test_an_agent_that_died_once_goes_on_with_what_it_had_switched_to(yard, one, two):

@@ -19,7 +19,8 @@ from tests.fakes.questions import CHAT, NOT_OFFERED, QUESTIONS
 
 @pytest.fixture(scope="module")
 def served(tiny: Path) -> Iterator[Served]:
-    served = open_served(tiny, "tiny", EngineOptions(num_threads=1, enable_spinning=False))
+    options = EngineOptions(num_threads=1, enable_spinning=False)
+    served = open_served(tiny, "tiny", options, tool_call_parser="hermes")
     yield served
     served.engine.close()
 

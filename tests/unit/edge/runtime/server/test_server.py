@@ -20,6 +20,7 @@ from maas.edge.runtime.server.adapters import AdapterRoutes
 from maas.edge.runtime.server.app import EdgeServer
 from maas.edge.runtime.server.served import Served, Serving
 from maas.edge.runtime.server.templates import load_template
+from maas.edge.runtime.server.text import TextStream
 from tests.fakes.edge_engine import FakeEdgeEngine
 from tests.unit.edge.conftest import write_tiny_tokenizer
 
@@ -141,6 +142,35 @@ def test_log_probabilities_have_the_forms_of_both_routes(client):
     assert [choice.index for choice in plain.choices] == [0, 1]
     assert all(len(choice.logprobs.token_logprobs) == 3 for choice in plain.choices)
     assert plain.usage.prompt_tokens == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_token_of_a_completion_says_where_in_the_text_it_begins(client, stream):
+    # Biased towards letters, a token each; some come in one step.
+    bias = {str(n): 40 for n in range(70, 90)}
+    asked = {"model": "tiny", "prompt": "abab", "max_tokens": 60, "temperature": 0, "logprobs": 0}
+    answer = client.completions.create(**asked, n=2, logit_bias=bias, stream=stream)
+    chunks = list(answer) if stream else [answer]
+    for index in range(2):
+        parts = [c for chunk in chunks for c in chunk.choices if c.index == index]
+        text = "".join(part.text for part in parts)
+        tokens = [t for part in parts if part.logprobs for t in part.logprobs.tokens]
+        offsets = [o for part in parts if part.logprobs for o in part.logprobs.text_offset]
+        assert len(tokens) == len(offsets) == 60
+        assert offsets[0] == 0
+        for token, offset in zip(tokens, offsets, strict=True):
+            assert text[offset : offset + len(token)] == token
+        assert offsets == list(range(60))
+
+
+def test_tokens_of_one_character_begin_where_it_does(tmp_path):
+    write_tiny_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    stream = TextStream(tokenizer, ["ü!"])
+    assert stream.push(tokenizer.encode("aü水b").ids) == "aü水b"
+    assert stream.offsets == [0, 1, 1, 2, 2, 2, 3]
+    assert stream.push(tokenizer.encode("ü").ids) == ""
+    assert (stream.offsets[-2:], stream.num_chars) == ([4, 4], 5)
 
 
 @pytest.mark.parametrize(
