@@ -27,6 +27,7 @@ OF_THE_PLATFORM = {
     "organizations",  # the tenants themselves
     "aliases",  # names of models, which all tenants ask; so are prices
     "prices",
+    "signing_keys",  # one key signs the bundles of all
     "audit_head",
     "revision",
     "leases",
