@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
+from maas.core.errors import BuildFailed, BundleRefused, CapabilityMissing, EngineError
+from maas.edge.export.architectures import check_weights
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
 from maas.edge.export.encoder import make_encoder
+from maas.edge.export.failures import is_passing
 from maas.edge.export.finish import put_beside
 from maas.edge.export.merge import merge_adapter
+from maas.edge.export.offered import check_embedding
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.runtime_adapters import (
     prove_adapters,
@@ -92,7 +95,8 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     Raises:
         BundleRefused: It keeps too little of the original.
         CapabilityMissing: This combination cannot be made, or proved, here.
-        EngineError: The graph cannot be built.
+        BuildFailed: No graph can be made of the model.
+        EngineError: What builds or measures was killed.
         DiskFull: No room.
     """
     _check(spec)
@@ -196,6 +200,10 @@ def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
 
 
 def _check(spec: ExportSpec) -> None:
+    if spec.task == "generate":
+        check_weights(spec.model_dir, spec.base_model_id)
+    else:
+        check_embedding(spec.base_model_id, spec.precision, spec.quality)
     if spec.task == "embed" and (spec.shrink is not None or spec.adapter_dir is not None):
         raise CapabilityMissing("models of embeddings are neither shrunk nor merged")
     if spec.adapters and (spec.task == "embed" or spec.shrink is not None):
@@ -277,7 +285,8 @@ def _cost(folder: Path, num_threads: int) -> dict[str, Any]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"the bundle does not run: {last}")
+        kind = EngineError if is_passing(done.returncode, last) else BuildFailed
+        raise kind(f"the bundle does not run: {last}")
     return json.loads(done.stdout)
 
 

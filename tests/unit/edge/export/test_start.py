@@ -8,6 +8,7 @@ import pytest
 
 from maas.core.errors import (
     AdapterRefused,
+    BuildFailed,
     BundleRefused,
     CapabilityMissing,
     ConfigError,
@@ -46,7 +47,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "kind",
-    [AdapterRefused, BundleRefused, CapabilityMissing, ConfigError, DiskFull, EngineError],
+    [
+        AdapterRefused,
+        BuildFailed,
+        BundleRefused,
+        CapabilityMissing,
+        ConfigError,
+        DiskFull,
+        EngineError,
+    ],
 )
 def test_an_error_of_the_process_is_the_same_error_here(run, kind):
     error = {"code": kind.code, "message": "90 M parameters are the least", "param": "shrink"}
