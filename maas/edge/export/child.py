@@ -46,12 +46,13 @@ def main(arguments: list[str]) -> int:
 def _run(spec: ExportSpec, report: Callable[[Progress], None]) -> ExportResult:
     try:
         return run(spec, report)
-    except (MaasError, MemoryError, OSError):
+    except (MaasError, MemoryError):
         raise
     except Exception as error:
         # Libraries raise what they like at what they do not know: the next attempt gets it again.
         said = f"{type(error).__name__}: {error}"
-        if is_passing(1, said):
+        # The system's own errors have a number; transformers raises them without for a bad folder.
+        if is_passing(1, said) or getattr(error, "errno", None) is not None:
             raise
         traceback.print_exc()
         raise BuildFailed(f"{spec.model_id} cannot be exported: {said}") from error

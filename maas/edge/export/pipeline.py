@@ -33,7 +33,7 @@ from maas.edge.export.runtime_adapters import (
 )
 from maas.edge.export.smaller import graph_limit, shrink
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.quality.measure import Reference, likeness, measure, take_reference
+from maas.edge.quality.measure import Reference, kept_percent, likeness, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
@@ -150,6 +150,7 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         is_low_rank=shrunk is not None and shrunk.is_low_rank,
         max_size_bytes=limit,
         lost=lost,
+        score=lambda graph: kept_percent(reference, graph, original.encode),
     )
     tried = _make_graph(spec, source, reference, folder, report)
     if taken:
@@ -169,6 +170,8 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "score_percent": proof.score_percent,
         "greedy_agreement": proof.greedy_agreement,
         "perplexity_ratio": proof.perplexity_ratio,
+        "goal_percent": proof.goal_percent,
+        "below_goal": proof.below_goal,
         "verdict": proof.verdict,
     }
     proofs = prove_adapters(folder, taken, spec, original.encode)
@@ -317,8 +320,16 @@ def _manifest(
         tool_call_parser=spec.tool_call_parser,
         cost_card=cost,
         receipt=summary,
-        marks=("forced",) if summary["verdict"] == "forced" else (),
+        marks=_marks(summary),
     )
+
+
+def _marks(summary: dict[str, Any]) -> tuple[str, ...]:
+    found = {
+        "forced": summary["verdict"] == "forced",
+        "below_goal": summary.get("below_goal", False),
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
 
 
 def _lineage(spec: ExportSpec) -> dict[str, Any]:

@@ -141,6 +141,9 @@ def test_a_whole_export_with_an_adapter_merged_is_near_the_original(
     served.engine.close()
     proof = json.loads((tmp_path / "out" / "receipt.json").read_text())["quality"]
     assert head.manifest.receipt["verdict"] == proof["verdict"] == "passed"
+    is_below = proof["score_percent"] < 98
+    assert head.manifest.receipt["below_goal"] is proof["below_goal"] is is_below
+    assert head.manifest.marks == ("below_goal",) * is_below
     # The adapter is as random as the weights, and stronger: without it nothing would agree.
     assert proof["kl_divergence"] < 0.25
     assert proof["greedy_agreement"] > 0.6
