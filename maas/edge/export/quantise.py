@@ -228,7 +228,8 @@ class _Attempts:
         best = None if self._best is None else self._tried[self._best]
         if best is None or best.near is None or made.near is None:
             return True
-        is_near, was_near = (item.near.kl_divergence <= self._budget for item in (made, best))
+        is_near = made.near.kl_divergence <= self._budget
+        was_near = best.near.kl_divergence <= self._budget
         if is_near != was_near:
             return is_near
         if made.score_percent is not None and best.score_percent is not None:
