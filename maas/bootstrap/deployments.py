@@ -10,6 +10,7 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Machine, probe_machine
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings
+from maas.edge.export.architectures import is_proven
 from maas.engines.external import declared
 from maas.engines.registry import get_engine
 from maas.serving.options import parse_options
@@ -111,10 +112,10 @@ def _check_local(
 def default_engine(card: ModelCard, machine: Machine) -> str:
     """Return the engine a model gets where nobody names one.
 
-    On processors ours over onnxruntime, where the card says it can: it starts in seconds and is
-    several times as fast for one user. Else the card's first.
+    On processors ours over onnxruntime, where the card says it can and its graphs are proven: it
+    starts in seconds and is several times as fast for one user. Else the card's first.
     """
-    if not machine.gpus and "onnx" in card.engines:
+    if not machine.gpus and "onnx" in card.engines and is_proven(card.architecture):
         return "onnx"
     return card.engines[0]
 

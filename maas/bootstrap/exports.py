@@ -15,6 +15,7 @@ from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export
+from maas.edge.export.offered import check_card, check_embedding
 from maas.edge.export.spec import (
     AdapterMode,
     ExportResult,
@@ -61,12 +62,17 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
 
     Raises:
         ModelNotFound: No card has this id.
+        PermissionDenied: Its licence forbids it.
+        CapabilityMissing: Models of its class cannot be exported, or not as is asked.
         DoesNotFit: It would run out of memory or disk.
         AdapterRefused: An adapter is none, or does not fit.
         BundleRefused: The bundle keeps too little of the original.
         ConfigError: The key that signs bundles is not to be opened here.
     """
     card = load_catalog(settings.models_dir).get_card(model_id)
+    check_card(card)
+    if card.task == "embed":
+        check_embedding(card.id, precision, demand.quality)
     machine = probe_machine(settings.weights_dir)
     check_export(card, machine.memory_available_bytes, machine.disk_free_bytes, demand.shrink)
     adapters = _adapters(demand)
@@ -98,7 +104,10 @@ def export_here(  # noqa: PLR0913 - what an export is asked for, all but two by 
         max_model_len=card.context,
         tool_call_parser=card.tool_call_parser,
         licence=card.licence.model_dump(mode="json"),
-        lineage={**lineage, **(adapters[0].lineage if is_merged else {})},
+        lineage={
+            **lineage,
+            **({"adapters": {adapters[0].name: adapters[0].lineage}} if is_merged else {}),
+        },
         quality=demand.quality,
         shrink=demand.shrink,
         created_at=float(int(time.time())),
@@ -136,7 +145,8 @@ def _adapters(demand: ExportDemand) -> tuple[RuntimeAdapter, ...]:
         RuntimeAdapter(
             name=name,
             folder=folder.absolute(),
-            lineage={"adapter_sha256": describe_adapter(folder).id},
+            # Files say nothing of it.
+            lineage={"adapter_sha256": describe_adapter(folder).id, "licence": "unknown"},
         )
         for name, folder in found.items()
     )

@@ -85,8 +85,15 @@ _DivergenceOption = Annotated[
 ]
 
 
+_TargetOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu; mobile (the same bytes as cpu under another name: tried on this machine's "
+        "processors, on no phone); cuda (needs a GPU here)."
+    ),
+]
 _GoalOption = Annotated[
-    float, typer.Option(min=0, max=100, help="Share of the score the receipt holds it against.")
+    float, typer.Option(min=0, max=100, help="Percent of the score to search for; less is marked.")
 ]
 _AttemptsOption = Annotated[
     int, typer.Option(min=1, max=10, help="Settings that are built and compared at most.")
@@ -104,7 +111,7 @@ def export(  # noqa: PLR0913 - one a flag
     out: Annotated[
         Path | None, typer.Option(help="File to write, by custom *.maas; unless --detach.")
     ] = None,
-    target: Annotated[str, typer.Option(help=", ".join(_TARGETS))] = "cpu",
+    target: _TargetOption = "cpu",
     precision: Annotated[str, typer.Option(help=", ".join(_PRECISIONS))] = "int4",
     adapter: _AdapterOption = None,
     adapter_mode: Annotated[str, typer.Option(help=", ".join(_MODES))] = "merge",
@@ -295,6 +302,12 @@ def _likeness(receipt: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _verdict(receipt: dict[str, Any]) -> str:
+    below = receipt.get("below_goal", False)
+    goal = f", below the goal of {receipt['goal_percent']:.4g} %" if below else ""
+    return f"{receipt['verdict']}{goal}"
+
+
 def _speed(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:.0f} tok/s"
 
@@ -308,7 +321,7 @@ def _render(console: Console, shown: dict[str, Any]) -> None:
         "size": f"{shown['size_bytes'] / 1e6:.1f} MB",
         "keeps of the original's score": f"{receipt['score_percent']:.1f} %",
         **_likeness(receipt),
-        "verdict": receipt["verdict"],
+        "verdict": _verdict(receipt),
         "load": f"{cost['load_s']:.2f} s",
         "prefill, decode": ", ".join(_speed(cost[f"{part}_tok_s"]) for part in _PARTS),
         "memory, one request": f"{cost['ram_peak_bytes'] / 1e6:.0f} MB",

@@ -34,6 +34,7 @@ not known here: ``maas.gateway.errors`` maps each type to a status once, at the 
     │   ├── StoreUnavailable        the database does not answer, or is busy for too long
     │   └── StorageUnavailable      the storage of files and adapters does not answer
     ├── EngineError                 an engine failed
+    │   ├── BuildFailed             no graph can be made of a model; the next try would fail too
     │   ├── EngineStartFailed       it exited or never became ready
     │   └── EngineUnreachable       it did not answer, or stopped half way
     ├── ConfigError                 settings, a model card or a recipe is wrong
@@ -199,6 +200,10 @@ class StorageUnavailable(Unavailable):
 
 class EngineError(MaasError):
     code = "engine_error"
+
+
+class BuildFailed(EngineError):
+    code = "build_failed"
 
 
 class EngineStartFailed(EngineError):

@@ -11,6 +11,7 @@ from maas.catalog.machine import Machine
 from maas.catalog.weights.files import source_access
 from maas.core.errors import ConfigError, DoesNotFit
 from maas.core.settings import Settings
+from maas.edge.export.architectures import PROVEN_ARCHITECTURES, is_proven
 from maas.edge.export.form import prepare_form
 from maas.engines.contract import EngineSpec
 from maas.engines.prepare import PreparedModel, prepare_model
@@ -217,13 +218,19 @@ def make_plan(
         held_bytes: Memory that replicas of it hold already.
 
     Raises:
-        ConfigError: The card's engines do not include the wanted one, or an option is wrong.
+        ConfigError: The card's engines do not include the wanted one, or the onnx engine runs no
+            model of its class, or an option is wrong.
         DoesNotFit: It needs more memory or GPUs than there are; the message has the numbers.
     """
     if deployment.engine not in card.engines:
         raise ConfigError(
             f"model {card.id}: engine {deployment.engine!r} cannot serve it; its card names "
             f"{', '.join(card.engines)}"
+        )
+    if deployment.engine == "onnx" and not is_proven(card.architecture):
+        raise ConfigError(
+            f"model {card.id}: engine 'onnx' runs no {card.architecture}; it runs "
+            f"{', '.join(PROVEN_ARCHITECTURES)}"
         )
     options = parse_options(dict(deployment.options))
     _check_ranks(options, machine)
@@ -258,7 +265,8 @@ def prepare_weights(
 
     Raises:
         WeightsError: They cannot be had, are damaged, or must not be used.
-        EngineError: Their architecture has no ONNX form, and the engine wants it.
+        CapabilityMissing: The engine wants their ONNX form, and their class has none.
+        EngineError: That form could not be made.
         DiskFull: No room for them.
         NotFound: They were tuned, and are not stored any more.
     """

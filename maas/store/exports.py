@@ -5,6 +5,7 @@ As with jobs, an export has one runner at a time. A runner begins by taking the 
 one writes is refused with ``Superseded``. What makes it end is one transaction with its bundle.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ from maas.store.pages import Page, Window, read_page
 from maas.store.text import as_text
 from maas.store.webhooks import enqueue_for_project
 
-_MAX_MESSAGE = 4096
+_MAX_MESSAGE, _MAX_KEY = 4096, 255
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _TICK_S = 1e-5
 # Runners say every second that they live; one that is not heard of for longer may be dead.
 _MAX_UNSEEN_S = 5.0
@@ -143,6 +145,27 @@ class ExportRepository:
                 row.attempt += 1
                 self._end(session, row, ExportStatus.CANCELLED)
             return export_of(row)
+
+    def wait(self, export_id: str, attempt: int, reason: str) -> None:
+        """Tell why an export waits for its turn, once for each reason.
+
+        Args:
+            export_id: Which.
+            attempt: Its newest.
+            reason: Numbers in it may change from pass to pass: it stays the same reason.
+
+        Raises:
+            Superseded: Somebody took it, or it is over.
+        """
+        key = f"waiting:{_NUMBER.sub('#', reason)}"[:_MAX_KEY]
+        with self._database.read() as session:
+            known = select(ExportEventRow.id).where(
+                ExportEventRow.export_id == export_id, ExportEventRow.key == key
+            )
+            if session.scalars(known).first() is not None:
+                return
+        with self._database.write(bump_revision=False) as session:
+            self._tell(session, _of_attempt(session, export_id, attempt), key, reason)
 
     def take(self, export_id: str, *, seen_attempt: int) -> Export:
         """Take an export for a new runner.

@@ -109,6 +109,18 @@ def test_what_does_not_go_together_is_refused_by_name(yard: Yard) -> None:
         ({"adapters": [BASE]}, "adapters"),
         ({"shrink": {**shrink, "recover_s": 1e6}}, "shrink"),
         ({"model": "all-minilm-l6-v2", "shrink": shrink}, "shrink"),
+        *(
+            ({"model": "all-minilm-l6-v2", "quality": {name: value}}, f"quality.{name}")
+            for name, value in (
+                *(("max_kl_divergence", 0.1), ("max_attempts", 2), ("goal_percent", 90)),
+            )
+        ),
+        (
+            {"model": "all-minilm-l6-v2", "target": "cuda", "precision": "fp16"},
+            "precision",
+        ),
+        ({"model": "glm-4-9b-chat"}, "model"),
+        ({"model": "baichuan2-7b-chat"}, "model"),
         ({"precision": "fp16"}, "precision"),
         ({"target": "mobile", "precision": "fp16"}, "precision"),
         (

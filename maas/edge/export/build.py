@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx
 
-from maas.core.errors import EngineError
+from maas.core.errors import BuildFailed, EngineError
+from maas.edge.export.builder_input import builder_input
 from maas.edge.export.edit import (
     joined,
     put_nodes,
@@ -17,6 +18,7 @@ from maas.edge.export.edit import (
     replace_weights,
     split_product,
 )
+from maas.edge.export.failures import is_passing
 from maas.edge.export.gptq import Rounded
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
@@ -26,6 +28,9 @@ PROVIDERS = {"cpu": "cpu", "mobile": "cpu", "cuda": "cuda"}
 # What the builder packs into one product.
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _PARTS = {"attn": "self_attn", "mlp": "mlp"}
+# Every layer keeps keys and values of all positions: the engine's caches are of one length, and a
+# layer that sees a window only would read them as a ring.
+_WHOLE_CACHE = "windowed_kv_cache=false"
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class BuildOptions:
     def arguments(self) -> list[str]:
         """Return the builder's extra options."""
         if self.precision == "fp16":
-            return []
+            return [_WHOLE_CACHE]
         options = [
+            _WHOLE_CACHE,
             f"block_size={self.block_size}",
             f"accuracy_level={self.accuracy_level}",
             f"algo_config={self.algorithm}",
@@ -72,22 +78,24 @@ def build(model_dir: Path, out: Path, options: BuildOptions) -> None:
         options: How.
 
     Raises:
-        EngineError: The builder failed, or does not know the architecture.
+        BuildFailed: It does not build this model.
+        EngineError: It was killed, or found no room.
     """
     precision = (
         "fp32"
         if options.precision == "fp16" and options.execution_provider == "cpu"
         else options.precision
     )
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-    command += ["-m", str(model_dir), "-o", str(out), "-p", precision]
-    command += ["-e", options.execution_provider, "-c", str(out.parent / "cache")]
-    extra = options.arguments()
-    command += ["--extra_options", *extra] if extra else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
+    with builder_input(model_dir, out.with_name(f"{out.name}.input")) as folder:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        command += ["-m", str(folder), "-o", str(out), "-p", precision]
+        command += ["-e", options.execution_provider, "-c", str(out.parent / "cache")]
+        command += ["--extra_options", *options.arguments()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
     if done.returncode or not (out / GRAPH).exists():
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"onnxruntime-genai cannot build {model_dir.name}: {last}")
+        kind = EngineError if is_passing(done.returncode, last) else BuildFailed
+        raise kind(f"onnxruntime-genai cannot build {model_dir.name}: {last}")
 
 
 def put_weights(folder: Path, rounded: Mapping[str, Rounded]) -> int:

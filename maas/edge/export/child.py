@@ -8,15 +8,18 @@ of JSON each: ``{"progress": ...}`` as it goes, and at the end ``{"result": ...}
 import json
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import SecretStr
 
-from maas.core.errors import MaasError
+from maas.core.errors import BuildFailed, MaasError
 from maas.core.lifeline import LIFELINE_FLAG, end_with_parent
+from maas.edge.export.failures import is_passing
 from maas.edge.export.pipeline import run
-from maas.edge.export.spec import ExportSpec, Progress
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 
 _NICENESS = 10
 
@@ -37,13 +40,28 @@ def main(arguments: list[str]) -> int:
         _tell(told, {"progress": progress.model_dump()})
 
     try:
-        result = run(spec, report)
+        result = _run(spec, report)
     except MaasError as error:
         param = error.context.get("param")
         _tell(told, {"error": {"code": error.code, "message": error.message, "param": param}})
         return 1
     _tell(told, {"result": result.model_dump(mode="json")})
     return 0
+
+
+def _run(spec: ExportSpec, report: Callable[[Progress], None]) -> ExportResult:
+    try:
+        return run(spec, report)
+    except (MaasError, MemoryError):
+        raise
+    except Exception as error:
+        # Libraries raise what they like at what they do not know: the next attempt gets it again.
+        said = f"{type(error).__name__}: {error}"
+        # The system's own errors have a number; transformers raises them without for a bad folder.
+        if is_passing(1, said) or getattr(error, "errno", None) is not None:
+            raise
+        traceback.print_exc()
+        raise BuildFailed(f"{spec.model_id} cannot be exported: {said}") from error
 
 
 def _take_stdout() -> IO[str]:

@@ -19,7 +19,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from maas.core.errors import EngineError
+from maas.core.errors import BuildFailed
 from maas.edge.export.spec import ExportSpec, Progress
 from maas.edge.quality.tasks import Item, held_tasks
 from maas.edge.runtime.engine.embed import CONFIG, EmbedEngine
@@ -73,7 +73,7 @@ def make_encoder(
         report: Told how far it is.
 
     Raises:
-        EngineError: torch cannot export the architecture.
+        BuildFailed: torch cannot export the architecture.
     """
     report(Progress(phase="loading", percent=5, message=f"loading {spec.model_id}"))
     tokenizer = AutoTokenizer.from_pretrained(spec.model_dir)
@@ -130,9 +130,9 @@ def _export(model: nn.Module, folder: Path, bits: int, max_length: int) -> None:
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        raise EngineError(f"torch cannot export this encoder: {error}") from error
+        raise BuildFailed(f"torch cannot export this encoder: {error}") from error
     if program is None:
-        raise EngineError("torch cannot export this encoder")
+        raise BuildFailed("torch cannot export this encoder")
     quantiser = MatMulNBitsQuantizer(
         program.model_proto, bits=bits, block_size=_BLOCK_SIZE, is_symmetric=True, accuracy_level=4
     )

@@ -17,10 +17,11 @@ from pathlib import Path
 from maas.core.errors import EngineError
 from maas.core.host import check_disk
 from maas.core.lifeline import LIFELINE_FLAG
+from maas.edge.export.architectures import check_weights
 
 PRECISION = "int8"
 BLOCK_SIZE = 64
-_VERSION = 2
+_VERSION = 3
 _RECORD = "form.json"
 # Eight bits and the scales; the builder's, with the embedding in float32, while it is made smaller.
 _ROOM_FACTOR = 3
@@ -51,12 +52,14 @@ def prepare_form(
         adapter_dir: A PEFT adapter that is merged into the weights.
 
     Raises:
-        EngineError: The architecture cannot be built.
+        CapabilityMissing: Nobody has proved that the architecture is built rightly.
+        EngineError: It cannot be built.
         DiskFull: No room for it.
     """
     final = form_dir(model_dir, forms_dir, adapter_dir)
     if (final / _RECORD).exists():
         return final
+    check_weights(model_dir, model_dir.name)
     forms_dir.mkdir(parents=True, exist_ok=True)
     with (forms_dir / f".{final.name}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

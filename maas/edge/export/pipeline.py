@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maas.core.errors import BundleRefused, CapabilityMissing, EngineError
+from maas.core.errors import BuildFailed, BundleRefused, CapabilityMissing, EngineError
+from maas.edge.export.architectures import check_weights
 from maas.edge.export.build import PROVIDERS, BuildOptions, build
 from maas.edge.export.calibration import encode_prompts, write_rows
 from maas.edge.export.encoder import make_encoder
+from maas.edge.export.failures import is_passing
 from maas.edge.export.finish import put_beside
 from maas.edge.export.merge import merge_adapter
+from maas.edge.export.offered import check_embedding
 from maas.edge.export.quantise import Source, search
 from maas.edge.export.runtime_adapters import (
     prove_adapters,
@@ -30,7 +33,7 @@ from maas.edge.export.runtime_adapters import (
 )
 from maas.edge.export.smaller import graph_limit, shrink
 from maas.edge.export.spec import ExportResult, ExportSpec, Progress
-from maas.edge.quality.measure import Reference, likeness, measure, take_reference
+from maas.edge.quality.measure import Reference, kept_percent, likeness, measure, take_reference
 from maas.edge.quality.scorers import OnnxScorer, TorchScorer
 from maas.edge.quality.tasks import GOLDEN_PROMPTS, held_tasks
 from maas.edge.runtime.bundle.archive import hash_file, pack
@@ -92,7 +95,8 @@ def run(spec: ExportSpec, report: Report) -> ExportResult:
     Raises:
         BundleRefused: It keeps too little of the original.
         CapabilityMissing: This combination cannot be made, or proved, here.
-        EngineError: The graph cannot be built.
+        BuildFailed: No graph can be made of the model.
+        EngineError: What builds or measures was killed.
         DiskFull: No room.
         ConfigError: The key for signing is none.
     """
@@ -148,6 +152,7 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         is_low_rank=shrunk is not None and shrunk.is_low_rank,
         max_size_bytes=limit,
         lost=lost,
+        score=lambda graph: kept_percent(reference, graph, original.encode),
     )
     tried = _make_graph(spec, source, reference, folder, report)
     if taken:
@@ -167,6 +172,8 @@ def _prove(spec: ExportSpec, report: Report) -> _Proved:
         "score_percent": proof.score_percent,
         "greedy_agreement": proof.greedy_agreement,
         "perplexity_ratio": proof.perplexity_ratio,
+        "goal_percent": proof.goal_percent,
+        "below_goal": proof.below_goal,
         "verdict": proof.verdict,
     }
     proofs = prove_adapters(folder, taken, spec, original.encode)
@@ -198,6 +205,10 @@ def _prove_encoder(spec: ExportSpec, report: Report) -> _Proved:
 
 
 def _check(spec: ExportSpec) -> None:
+    if spec.task == "generate":
+        check_weights(spec.model_dir, spec.base_model_id)
+    else:
+        check_embedding(spec.base_model_id, spec.precision, spec.quality)
     if spec.task == "embed" and (spec.shrink is not None or spec.adapter_dir is not None):
         raise CapabilityMissing("models of embeddings are neither shrunk nor merged")
     if spec.adapters and (spec.task == "embed" or spec.shrink is not None):
@@ -279,7 +290,8 @@ def _cost(folder: Path, num_threads: int) -> dict[str, Any]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"the bundle does not run: {last}")
+        kind = EngineError if is_passing(done.returncode, last) else BuildFailed
+        raise kind(f"the bundle does not run: {last}")
     return json.loads(done.stdout)
 
 
@@ -314,8 +326,16 @@ def _manifest(
         tool_call_parser=spec.tool_call_parser,
         cost_card=cost,
         receipt=summary,
-        marks=("forced",) if summary["verdict"] == "forced" else (),
+        marks=_marks(summary),
     )
+
+
+def _marks(summary: dict[str, Any]) -> tuple[str, ...]:
+    found = {
+        "forced": summary["verdict"] == "forced",
+        "below_goal": summary.get("below_goal", False),
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
 
 
 def _lineage(spec: ExportSpec) -> dict[str, Any]:

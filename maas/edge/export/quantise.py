@@ -16,7 +16,7 @@ from maas.edge.export.gptq import Grid, Rounded, round_layers, round_nearest, ro
 from maas.edge.export.sizes import Sizes
 from maas.edge.export.spec import ExportSpec
 from maas.edge.quality.measure import Likeness, Reference, likeness
-from maas.edge.quality.scorers import OnnxScorer
+from maas.edge.quality.scorers import OnnxScorer, Scorer
 from maas.edge.runtime.engine.options import EngineOptions
 
 _BATCH_ROWS = 16
@@ -64,6 +64,7 @@ class Tried:
         near: How near it is; none where it was not built.
         size_bytes: Of the graph and its weights; about, where it was not built.
         why: Why it was taken, or not.
+        score_percent: Of the original's; none where it was too far away to be asked.
     """
 
     setting: Setting
@@ -71,6 +72,7 @@ class Tried:
     size_bytes: int
     is_taken: bool
     why: str
+    score_percent: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return it as the receipt has it."""
@@ -84,6 +86,8 @@ class Tried:
                 "perplexity_ratio": near.perplexity_ratio,
             }
         )
+        if self.score_percent is not None:
+            measured["score_percent"] = self.score_percent
         rest = {"size_bytes": self.size_bytes, "is_taken": self.is_taken, "why": self.why}
         return self.setting.plain() | measured | rest
 
@@ -120,6 +124,8 @@ class Source:
         max_size_bytes: Of the graph and its weights.
         lost: Nats a token that the model lies from the reference as it is. Where the caller named
             no budget, quantising may add as much as it may to a model that was not shrunk.
+        score: Tells how much of the original's task score a graph keeps, in percent; none: no goal
+            is looked at.
     """
 
     model_dir: Path
@@ -128,12 +134,13 @@ class Source:
     is_low_rank: bool = False
     max_size_bytes: int | None = None
     lost: float = 0.0
+    score: Callable[[Scorer], float] | None = None
 
 
 def search(
     source: Source, reference: Reference, out: Path, *, spec: ExportSpec, tell: Tell
 ) -> list[Tried]:
-    """Try settings until one keeps enough; what was taken is in ``out``.
+    """Try settings until one lies near enough and reaches the goal; what was taken is in ``out``.
 
     Args:
         source: The model.
@@ -143,7 +150,8 @@ def search(
         tell: Told the share done, and what is being done.
 
     Returns:
-        What was tried, in order. If none keeps enough, the nearest for its speed was taken.
+        What was tried, in order. Where none reaches the goal the one near enough that keeps most
+        was taken; where none is near enough, the nearest for its speed.
 
     Raises:
         BundleRefused: None is as small as is asked for, or as near as the caller said it must be.
@@ -195,22 +203,38 @@ class _Attempts:
             self._note(setting, None, about, f"about {about} bytes, over {limit}")
             return False
         self.num_built += 1
-        near = self._build(setting)
+        graph = self._build(setting)
+        near = likeness(self._reference, graph)
         size = sum((self._out / name).stat().st_size for name in (GRAPH, DATA))
         if limit is not None and size > limit:
             self._note(setting, near, size, f"{size} bytes, over {limit}")
             return False
-        divergence = near.kl_divergence
-        enough = divergence <= budget
-        compared = f"{divergence:.3f} nats, {'within' if enough else 'over'} {budget:.3g}"
-        self._note(setting, near, size, compared)
-        best = None if self._best is None else self._tried[self._best].near
-        # A slower one must be worth it.
-        if best is None or divergence < _WORTH * best.kl_divergence:
+        is_near = near.kl_divergence <= budget
+        compared = f"{near.kl_divergence:.3f} nats, {'within' if is_near else 'over'} {budget:.3g}"
+        score = self._source.score(graph) if is_near and self._source.score else None
+        goal = self._spec.quality.goal_percent
+        is_below = score is not None and score < goal
+        if is_below:
+            compared += f", {score:.1f} % of the score, under the goal of {goal:.4g}"
+        self._note(setting, near, size, compared, score)
+        if self._is_best(self._tried[-1]):
             self._best = len(self._tried) - 1
             shutil.rmtree(self._kept, ignore_errors=True)
             self._out.rename(self._kept)
-        return enough
+        return is_near and not is_below
+
+    def _is_best(self, made: Tried) -> bool:
+        """Say whether a setting just built takes the place of the one kept: it is slower."""
+        best = None if self._best is None else self._tried[self._best]
+        if best is None or best.near is None or made.near is None:
+            return True
+        is_near = made.near.kl_divergence <= self._budget
+        was_near = best.near.kl_divergence <= self._budget
+        if is_near != was_near:
+            return is_near
+        if made.score_percent is not None and best.score_percent is not None:
+            return made.score_percent > best.score_percent
+        return made.near.kl_divergence < _WORTH * best.near.kl_divergence
 
     def done(self) -> list[Tried]:
         """Put the nearest where it is to be, and return all."""
@@ -237,14 +261,25 @@ class _Attempts:
         shutil.rmtree(self._out, ignore_errors=True)
         self._kept.rename(self._out)
         is_over = near.kl_divergence > self._budget
-        why = f"{best.why}; {'the nearest for its speed' if is_over else 'the first that is'}"
+        score, goal = best.score_percent, demand.goal_percent
+        last = (
+            "the most that was kept" if score is not None and score < goal else "the first that is"
+        )
+        why = f"{best.why}; {'the nearest for its speed' if is_over else last}"
         self._tried[self._best] = replace(best, is_taken=True, why=why)
         return self._tried
 
-    def _note(self, setting: Setting, near: Likeness | None, size: int, why: str) -> None:
-        self._tried.append(Tried(setting, near, size, is_taken=False, why=why))
+    def _note(
+        self,
+        setting: Setting,
+        near: Likeness | None,
+        size: int,
+        why: str,
+        score: float | None = None,
+    ) -> None:
+        self._tried.append(Tried(setting, near, size, False, why, score))
 
-    def _build(self, setting: Setting) -> Likeness:
+    def _build(self, setting: Setting) -> Scorer:
         shutil.rmtree(self._out, ignore_errors=True)
         rounded = {} if setting.algorithm == "k_quant" else self._rounder.round(setting)
         self._tell(0.8, f"building block {setting.block_size}, head int{setting.head_bits}")
@@ -260,7 +295,7 @@ class _Attempts:
         if rounded:
             put_weights(self._out, rounded)
         threads = EngineOptions(num_threads=self._spec.num_threads)
-        return likeness(self._reference, OnnxScorer(self._out, threads))
+        return OnnxScorer(self._out, threads)
 
 
 class _Rounder:

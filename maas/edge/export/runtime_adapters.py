@@ -122,10 +122,11 @@ def with_adapters(
     if not proofs:
         return dict(receipt), dict(summary)
     plain = {name: msgspec.to_builtins(proof) for name, proof in proofs.items()}
-    kept = ("score_percent", "greedy_agreement", "perplexity_ratio", "verdict")
+    kept = ("score_percent", "greedy_agreement", "perplexity_ratio", "below_goal", "verdict")
     verdicts = {summary["verdict"], *(proof.verdict for proof in proofs.values())}
     told = {
         "adapters": {name: {key: proof[key] for key in kept} for name, proof in plain.items()},
+        "below_goal": summary["below_goal"] or any(proof.below_goal for proof in proofs.values()),
         "verdict": "forced" if "forced" in verdicts else summary["verdict"],
     }
     return {**receipt, "adapters": plain}, {**summary, **told}

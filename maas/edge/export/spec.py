@@ -26,7 +26,8 @@ class QualityDemand(_Frozen):
     min_score_percent: float = Field(default=80.0, ge=0, le=100)
     """Under this share of the original's task score the export is refused."""
     goal_percent: float = Field(default=98.0, ge=0, le=100)
-    """What a bundle should keep; written into the receipt."""
+    """What a bundle should keep: the search goes on for it while attempts are left; a bundle that
+    keeps less is marked ``below_goal``."""
     max_kl_divergence: float | None = Field(default=None, gt=0)
     """Nats a token that it may lie from the original. Without one the search for settings aims at
     0.25 and takes the nearest it finds; with one, an export that lies further away is refused."""

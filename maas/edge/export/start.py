@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maas.core.errors import (
     AdapterRefused,
+    BuildFailed,
     BundleRefused,
     CapabilityMissing,
     ConfigError,
@@ -25,7 +26,7 @@ from maas.edge.export.spec import ExportResult, ExportSpec, Progress
 _ERRORS: dict[str, type[MaasError]] = {
     kind.code: kind
     for kind in (
-        *(AdapterRefused, BundleRefused, CapabilityMissing),
+        *(AdapterRefused, BuildFailed, BundleRefused, CapabilityMissing),
         *(ConfigError, DiskFull, EngineError),
     )
 }
@@ -50,7 +51,9 @@ def run_export(
         AdapterRefused: An adapter does not fit.
         ConfigError: It cannot become as small as is asked for.
         DiskFull: No room.
-        EngineError: Its process failed; the message is the last line it wrote.
+        BuildFailed: No graph can be made of the model.
+        EngineError: Its process was killed, or found no memory; the message is the last line it
+            wrote.
     """
     spec.work_dir.mkdir(parents=True, exist_ok=True)
     written = spec.work_dir / "spec.json"

@@ -40,6 +40,7 @@ class QualityReceipt(msgspec.Struct, frozen=True, kw_only=True):
         kl_divergence: Mean of original to bundle on them, in nats.
         min_score_percent: Under it an export is refused.
         goal_percent: What it should keep.
+        below_goal: Whether it keeps less than that.
     """
 
     tasks: dict[str, TaskScore]
@@ -53,6 +54,7 @@ class QualityReceipt(msgspec.Struct, frozen=True, kw_only=True):
     num_golden_tokens: int
     min_score_percent: float
     goal_percent: float
+    below_goal: bool
     verdict: Verdict
 
 
@@ -148,6 +150,15 @@ def likeness(reference: Reference, bundle: Scorer) -> Likeness:
     )
 
 
+def kept_percent(reference: Reference, bundle: Scorer, encode: Encode) -> float:
+    """Return the bundle's correct items in percent of the original's."""
+    return _percent(which_correct(bundle, reference.items, encode), reference.correct)
+
+
+def _percent(now: Sequence[bool], was: Sequence[bool]) -> float:
+    return 100.0 * sum(now) / max(sum(was), 1)
+
+
 def measure(  # noqa: PLR0913 - the bounds, all by keyword
     reference: Reference,
     bundle: Scorer,
@@ -165,7 +176,7 @@ def measure(  # noqa: PLR0913 - the bounds, all by keyword
         bundle: The other.
         encode: Turns a text into tokens.
         min_score_percent: Under it the verdict is ``refused``, or ``forced``.
-        goal_percent: Written down.
+        goal_percent: Under it the receipt says so.
         force: Whether a bundle under it is wanted all the same.
         max_kl_divergence: Nats a token it may lie from the original; none sets no bound.
     """
@@ -175,7 +186,7 @@ def measure(  # noqa: PLR0913 - the bounds, all by keyword
         for item, was, now in zip(reference.items, reference.correct, does, strict=True)
     ]
     num_original = max(sum(was for _, was, _ in pairs), 1)
-    score = 100.0 * sum(now for _, _, now in pairs) / num_original
+    score = _percent(does, reference.correct)
     near = likeness(reference, bundle)
     is_near = max_kl_divergence is None or near.kl_divergence <= max_kl_divergence
     is_good = score >= min_score_percent and is_near
@@ -191,6 +202,7 @@ def measure(  # noqa: PLR0913 - the bounds, all by keyword
         num_golden_tokens=sum(len(golden.answer) for golden in reference.golden),
         min_score_percent=min_score_percent,
         goal_percent=goal_percent,
+        below_goal=score < goal_percent,
         verdict="passed" if is_good else "forced" if force else "refused",
     )
 

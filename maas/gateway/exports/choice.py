@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from maas.catalog.card import ModelCard
-from maas.core.errors import CapabilityMissing, InvalidRequest, ModelNotFound, PermissionDenied
+from maas.core.errors import CapabilityMissing, InvalidRequest, ModelNotFound
+from maas.edge.export.offered import check_card
 from maas.edge.runtime.bundle.manifest import MAX_ADAPTERS, device_name
 from maas.finetune.registry import check_allows_export
 from maas.gateway.exports.schemas import ExportBody
@@ -54,11 +55,7 @@ class Chooser:
         card = self.cards.get(base)
         if card is None:
             raise ModelNotFound(f"no model {body.model[:100]!r} can be exported", param="model")
-        if not card.licence.allows_export:
-            raise PermissionDenied(
-                f"the licence of {card.id} ({card.licence.name}) does not allow its export",
-                param="model",
-            )
+        check_card(card)
         given = [self._adapter(name, card) for name in body.adapters]
         if body.adapter_mode == "merge":
             return Choice(card, _merged(model, tuned, given))

@@ -13,6 +13,7 @@ from maas.edge.export.estimate import (
     export_memory_bytes,
     export_seconds,
 )
+from maas.edge.export.offered import check_embedding
 from maas.gateway.authority import ProjectAuthority
 from maas.gateway.exports.choice import Chooser
 from maas.gateway.exports.schemas import ExportBody
@@ -123,6 +124,8 @@ class Exports:
 
 
 def _check_combination(body: ExportBody, card: ModelCard) -> None:
+    if card.task == "embed":
+        check_embedding(card.id, body.precision, body.quality)
     if body.shrink is not None and card.task != "generate":
         raise CapabilityMissing(f"{card.id} is no model that is shrunk: it embeds", param="shrink")
     if body.precision == "fp16" and body.shrink is not None and body.shrink.method != "prune":

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from maas.core.clock import Clock
 from maas.core.errors import (
     AdapterRefused,
+    BuildFailed,
     BundleRefused,
     CapabilityMissing,
     ConfigError,
@@ -33,7 +34,7 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
 # What trying again does not mend.
 _FINAL = (
-    *(AdapterRefused, BundleRefused, CapabilityMissing),
+    *(AdapterRefused, BuildFailed, BundleRefused, CapabilityMissing),
     *(ConfigError, NotFound, PermissionDenied),
 )
 
@@ -176,11 +177,12 @@ class ExportQueue:
                         # Another controller's, or one just killed: never two on one machine.
                         return
                     await self._failed(export, "it went silent")
-                elif (export.retry_at or 0.0) <= now and not await asyncio.to_thread(
-                    self._maker.refuse, export
-                ):
-                    await self._work(export)
-                    return
+                elif (export.retry_at or 0.0) <= now:
+                    reason = await asyncio.to_thread(self._maker.refuse, export)
+                    if reason is None:
+                        await self._work(export)
+                        return
+                    await asyncio.to_thread(self._exports.wait, export.id, export.attempt, reason)
             except Superseded:
                 # Somebody cancelled or took it since the rows were read.
                 continue

@@ -11,7 +11,8 @@ from maas.catalog.catalog import load_catalog
 from maas.catalog.machine import Gpu, Machine
 from maas.core.errors import ConfigError, DoesNotFit, NotFound
 from maas.core.settings import Settings
-from maas.store.records import Replica, ReplicaState
+from maas.serving.plan import make_plan
+from maas.store.records import Deployment, Replica, ReplicaState
 
 GIB = 2**30
 MODEL = "smollm2-135m-instruct"
@@ -138,3 +139,12 @@ def test_existing_cluster_is_left_to_judge_the_room(store, settings, machine):
 def test_onnx_is_the_default_without_a_gpu_where_the_card_names_it(model, gpus, engine):
     card = load_catalog(Settings().models_dir).get_card(model)
     assert default_engine(card, Machine(2, 2**36, 2**36, 2**40, gpus)) == engine
+
+
+def test_onnx_runs_no_model_whose_graph_nobody_has_proved():
+    card = load_catalog(Settings().models_dir).get_card(MODEL)
+    olmo = card.model_copy(update={"architecture": "OlmoForCausalLM", "engines": ("vllm", "onnx")})
+    assert default_engine(olmo, MACHINE) == "vllm"
+    wanted = Deployment("new", "", olmo.id, "onnx", {}, 1, 1, 0.0)
+    with pytest.raises(ConfigError, match="'onnx' runs no OlmoForCausalLM; it runs .*Llama"):
+        make_plan(wanted, olmo, MACHINE)

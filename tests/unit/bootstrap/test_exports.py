@@ -12,18 +12,21 @@ from maas.bootstrap.exports import ExportDemand, export_here
 from maas.bootstrap.signing import make_signing
 from maas.bootstrap.store import open_store
 from maas.catalog.catalog import load_catalog
-from maas.core.errors import DoesNotFit, ModelNotFound
+from maas.core.errors import CapabilityMissing, DoesNotFit, ModelNotFound, PermissionDenied
 from maas.core.settings import Settings
 from maas.edge.export.estimate import check_export, export_memory_bytes
-from maas.edge.export.spec import ExportResult, ExportSpec, Progress, ShrinkDemand
+from maas.edge.export.spec import ExportResult, ExportSpec, Progress, QualityDemand, ShrinkDemand
 from maas.edge.runtime.bundle.signing import load_or_make_key, private_text_of
+from tests.contract.small_weights import write_adapter
 
 MODEL = "smollm2-135m-instruct"
 
 
-def start(tmp_path: Path, model: str = MODEL, **demand: Any) -> ExportResult:
+def start(
+    tmp_path: Path, model: str = MODEL, *, settings: Settings | None = None, **demand: Any
+) -> ExportResult:
     return export_here(
-        Settings(home=tmp_path),
+        settings or Settings(home=tmp_path),
         model,
         target="cpu",
         precision="int4",
@@ -59,6 +62,52 @@ def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(ModelNotFound):
         start(tmp_path, "nothing")
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "quality", "named"),
+    [
+        ("glm-4-9b-chat", {}, "GlmForCausalLM"),
+        ("all-minilm-l6-v2", {"max_kl_divergence": 0.1}, "max_kl_divergence"),
+        ("all-minilm-l6-v2", {"max_attempts": 2}, "max_attempts"),
+        ("all-minilm-l6-v2", {"goal_percent": 90}, "goal_percent"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_by_name_before_anything_is_fetched(
+    tmp_path, model, quality, named
+):
+    with pytest.raises(CapabilityMissing, match=named):
+        start(tmp_path, model, quality=QualityDemand(**quality))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_licence_that_forbids_it_is_minded_here_as_at_the_gateway(tmp_path):
+    source = Settings().models_dir / f"{MODEL}.yaml"
+    text = source.read_text().replace(
+        "  grade: commercial", "  allows_export: false\n  grade: commercial"
+    )
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / source.name).write_text(text)
+    settings = Settings(home=tmp_path, models_dir=tmp_path / "cards")
+    with pytest.raises(PermissionDenied, match=r"licence of .* \(Apache-2.0\) does not allow"):
+        start(tmp_path, settings=settings)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("mode", ["merge", "runtime"])
+def test_adapters_given_as_folders_are_in_the_lineage_with_a_licence_nobody_knows(
+    tmp_path, asked, smollm2_dir, mode
+):
+    adapter = write_adapter(tmp_path / "greeter", smollm2_dir)
+    start(tmp_path, adapters=(adapter,), adapter_mode=mode)
+    (spec,) = asked
+    named = (
+        spec.lineage["adapters"]
+        if mode == "merge"
+        else {item.name: item.lineage for item in spec.adapters}
+    )
+    assert named["greeter"]["licence"] == "unknown"
+    assert named["greeter"]["adapter_sha256"]
 
 
 @pytest.fixture

@@ -95,6 +95,14 @@ def test_what_keeps_too_little_is_refused_unless_forced(reference) -> None:
     assert prove(reference, other, at_least=score).verdict == "passed"
 
 
+def test_what_keeps_less_than_the_goal_says_so(reference) -> None:
+    copy = Model(0.0)
+    bounds = {"min_score_percent": 0.0, "force": False}
+    proof = measure(reference, copy, encode, goal_percent=100.1, **bounds)
+    assert (proof.below_goal, proof.verdict) == (True, "passed")
+    assert not measure(reference, copy, encode, goal_percent=100.0, **bounds).below_goal
+
+
 def test_texts_scored_together_score_as_each_alone(tiny_weights: Path, tiny: Path) -> None:
     source = np.random.default_rng(5)
     start = [int(n) for n in source.integers(0, 256, 9)]

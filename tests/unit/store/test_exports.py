@@ -164,6 +164,26 @@ def test_phase_is_told_once_however_often_a_runner_begins_again(exports, running
     assert told(exports, moved) == ["created", "started", "phase:build", f"ended:{running.attempt}"]
 
 
+def test_a_reason_to_wait_is_told_once_however_its_numbers_change(exports, queued, clock):
+    for reason in (
+        "needs about 3.0 GiB of memory and 2.9 GiB are free",
+        "needs about 3.0 GiB of memory and 1.25 GiB are free",
+        "a job trains on this machine",
+        "needs about 3.0 GiB of memory and 2.9 GiB are free",
+    ):
+        clock.advance(1)
+        exports.wait(queued.id, queued.attempt, reason)
+    page = exports.events(queued.project_id, queued.id, Window(limit=100))
+    assert [event.message for event in page.items] == [
+        f"Created export: {queued.id}",
+        "needs about 3.0 GiB of memory and 2.9 GiB are free",
+        "a job trains on this machine",
+    ]
+    exports.cancel(queued.project_id, queued.id)
+    with pytest.raises(Superseded):
+        exports.wait(queued.id, queued.attempt, "another reason")
+
+
 def test_deleted_bundle_is_gone(exports, bundles, running):
     exports.succeed(running.id, running.attempt, MADE)
     bundles.delete(running.project_id, MADE.id)

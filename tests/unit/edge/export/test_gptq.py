@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from maas.core.errors import EngineError
+from maas.core.errors import BuildFailed
 from maas.edge.export.build import BuildOptions, build, put_weights
 from maas.edge.export.edit import pack
 from maas.edge.export.gptq import Grid, find_scales, round_layers, round_nearest, round_weight
@@ -91,5 +91,5 @@ def test_the_graph_computes_with_the_weights_that_were_put_in(
 def test_an_architecture_nobody_can_build_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"architectures": ["Nothing"]}')
-    with pytest.raises(EngineError, match="cannot build model"):
+    with pytest.raises(BuildFailed, match="cannot build model"):
         build(tmp_path / "model", tmp_path / "out", BuildOptions())

@@ -1,7 +1,7 @@
 """The search: the first setting within the budget is taken, and all that was tried is told."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,12 @@ class Run:
         monkeypatch.setitem(quantise.SETTINGS, "int8", settings)
 
     def __call__(
-        self, *, max_size_bytes: int | None = None, lost: float = 0.0, **quality: object
+        self,
+        *,
+        max_size_bytes: int | None = None,
+        lost: float = 0.0,
+        scores: Sequence[float] | None = None,
+        **quality: object,
     ) -> list[Tried]:
         model = AutoModelForCausalLM.from_pretrained(self._weights, dtype=torch.bfloat16).eval()
         scorer = TorchScorer(model, frozenset([257]))
@@ -64,7 +69,15 @@ class Run:
             self.num_calibrated += 1
             return ROWS
 
-        source = Source(self._weights, model, rows, max_size_bytes=max_size_bytes, lost=lost)
+        left = iter(scores or ())
+        source = Source(
+            self._weights,
+            model,
+            rows,
+            max_size_bytes=max_size_bytes,
+            lost=lost,
+            score=None if scores is None else lambda _: next(left),
+        )
         spec = asked_for(self._tmp_path, self._weights, **quality)
         return search(source, reference, self.out, spec=spec, tell=lambda _, __: None)
 
@@ -121,6 +134,34 @@ def test_a_budget_the_caller_named_is_kept_or_the_export_refused_unless_forced(r
     with pytest.raises(BundleRefused, match="no setting tried lies within 1e-09 nats"):
         run(max_kl_divergence=1e-9, max_attempts=1)
     assert run(max_kl_divergence=1e-9, max_attempts=1, force=True)[0].is_taken
+
+
+@pytest.mark.parametrize(
+    ("scores", "taken", "why"),
+    [
+        ([97.0, 98.5], 1, "within 5; the first that is"),
+        (
+            [96.0, 97.5, 97.0],
+            1,
+            "97.5 % of the score, under the goal of 98; the most that was kept",
+        ),
+        ([99.0], 0, "within 5; the first that is"),
+    ],
+)
+def test_the_search_goes_on_for_the_goal_while_attempts_are_left_and_keeps_the_most(
+    run: Run, scores: list[float], taken: int, why: str
+) -> None:
+    tried = run(max_kl_divergence=5.0, max_attempts=3, scores=scores)
+    assert [item.score_percent for item in tried] == scores
+    assert [item.is_taken for item in tried] == [place == taken for place in range(len(scores))]
+    assert tried[taken].why.endswith(why)
+    assert tried[taken].plain()["score_percent"] == scores[taken]
+    assert run.answer()
+
+
+def test_the_goal_is_not_searched_for_beyond_the_attempts(run: Run) -> None:
+    (tried,) = run(max_kl_divergence=5.0, max_attempts=1, scores=[50.0])
+    assert tried.is_taken
 
 
 def test_what_shrinking_lost_is_not_held_against_quantising(

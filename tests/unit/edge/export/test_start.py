@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from maas.core.errors import (
     AdapterRefused,
+    BuildFailed,
     BundleRefused,
     CapabilityMissing,
     ConfigError,
@@ -115,7 +116,15 @@ def test_the_process_signs_with_the_key_that_it_is_told(spec: ExportSpec) -> Non
 
 @pytest.mark.parametrize(
     "kind",
-    [AdapterRefused, BundleRefused, CapabilityMissing, ConfigError, DiskFull, EngineError],
+    [
+        AdapterRefused,
+        BuildFailed,
+        BundleRefused,
+        CapabilityMissing,
+        ConfigError,
+        DiskFull,
+        EngineError,
+    ],
 )
 def test_an_error_of_the_process_is_the_same_error_here(run, kind):
     error = {"code": kind.code, "message": "90 M parameters are the least", "param": "shrink"}

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from maas.core.errors import AdapterRefused, BundleRefused, ConfigError, EngineError
+from maas.core.errors import AdapterRefused, BuildFailed, BundleRefused, ConfigError, EngineError
 from maas.serving.exports.queue import ExportQueue, ExportTimes
 from maas.store.bundles import BundleRepository
 from maas.store.export_records import ExportStatus, MadeBundle, NewExport
@@ -75,7 +75,7 @@ def test_export_ends_with_its_bundle(exports, project_id, clock, database):
     assert bundle.blob_key == "bundles/ab"
 
 
-@pytest.mark.parametrize("kind", [BundleRefused, ConfigError, AdapterRefused])
+@pytest.mark.parametrize("kind", [BundleRefused, BuildFailed, ConfigError, AdapterRefused])
 def test_what_trying_again_does_not_mend_fails_the_export_at_once(exports, project_id, clock, kind):
     export = ask(exports, project_id)
     maker = ScriptedMaker(kind("keeps 61.0 % of the original's score"))
@@ -150,8 +150,11 @@ def test_export_waits_while_there_is_no_room(exports, project_id, clock):
     export = ask(exports, project_id)
     maker = ScriptedMaker("ab")
     maker.reason = "a job trains on this machine"
-    asyncio.run(queue_of(exports, maker, clock).step())
+    for _ in range(2):
+        asyncio.run(queue_of(exports, maker, clock).step())
     assert exports.get(project_id, export.id).status is ExportStatus.QUEUED
+    told = exports.events(project_id, export.id, Window(limit=100)).items
+    assert [event.message for event in told if event.key.startswith("waiting:")] == [maker.reason]
     maker.reason = None
     asyncio.run(queue_of(exports, maker, clock).step())
     assert exports.get(project_id, export.id).status is ExportStatus.SUCCEEDED
