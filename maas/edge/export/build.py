@@ -28,8 +28,8 @@ PROVIDERS = {"cpu": "cpu", "mobile": "cpu", "cuda": "cuda"}
 # What the builder packs into one product.
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _PARTS = {"attn": "self_attn", "mlp": "mlp"}
-# Every layer keeps keys and values of all positions: the engine's caches are of one length, and a
-# layer that sees a window only would read them as a ring.
+# Every layer keeps keys and values of all positions: the engine's caches are of one length, and not
+# to be read as the rings that layers with a window would have otherwise.
 _WHOLE_CACHE = "windowed_kv_cache=false"
 
 

@@ -146,5 +146,5 @@ def test_onnx_runs_no_model_whose_graph_nobody_has_proved():
     olmo = card.model_copy(update={"architecture": "OlmoForCausalLM", "engines": ("vllm", "onnx")})
     assert default_engine(olmo, MACHINE) == "vllm"
     wanted = Deployment("new", "", olmo.id, "onnx", {}, 1, 1, 0.0)
-    with pytest.raises(ConfigError, match="'onnx' runs no OlmoForCausalLM; it runs .*Llama"):
+    with pytest.raises(ConfigError, match=r"'onnx' runs no OlmoForCausalLM; it runs .*Llama"):
         make_plan(wanted, olmo, MACHINE)
