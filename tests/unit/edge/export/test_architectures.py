@@ -30,6 +30,7 @@ from maas.edge.runtime.bundle.archive import unpack
 from maas.edge.runtime.engine.options import EngineOptions
 from maas.edge.runtime.server.serve import open_served
 from tests.contract.small_weights import write_adapter
+from tests.fakes.bundles import SEED
 from tests.unit.edge.conftest import EOS, VOCAB_SIZE, write_tiny_tokenizer
 
 _SIZES = {
@@ -154,7 +155,7 @@ def export(weights: Path, home: Path, **more: object) -> ExportResult:
         {
             "model_id": "m", "base_model_id": "m", "model_dir": weights, "precision": "int8",
             "name": "m", "work_dir": home / "work", "out_path": home / "m.maas",
-            "signing_key": home / "key", "max_model_len": 512, "licence": {}, "created_at": 0.0,
+            "signing_key": SEED, "max_model_len": 512, "licence": {}, "created_at": 0.0,
             "num_threads": 1, "quality": QualityDemand(), **more,
         }
     )  # fmt: skip

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from maas.core.errors import BuildFailed
 from maas.edge.export.failures import is_passing
 from maas.edge.export.spec import ExportSpec
 from maas.edge.export.start import run_export
+from tests.fakes.bundles import SEED
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_what_a_library_does_not_take_ends_the_export_with_its_reason(tmp_path: 
         name="m",
         work_dir=tmp_path / "work",
         out_path=tmp_path / "m.maas",
-        signing_key=tmp_path / "key",
+        signing_key=SecretStr(SEED),
         max_model_len=16,
         licence={},
         created_at=0.0,
