@@ -69,7 +69,7 @@ def test_base_and_adapter_are_proved_and_named(tiny_weights: Path, tmp_path: Pat
         tmp_path / "out", "m", EngineOptions(num_threads=1), head.manifest.adapters
     )
     served.engine.close()
-    assert served.adapters == ("x",)
+    assert served.adapters == {"x"}
 
 
 @pytest.mark.slow
