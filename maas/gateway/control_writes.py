@@ -9,7 +9,6 @@ has one writer anyway, and keeps changes from taking all threads while one of th
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -27,8 +26,6 @@ from maas.gateway.relay.snapshot import SnapshotReader
 from maas.store.database import Database
 from maas.store.idempotency import IdempotentRequest
 from maas.store.transactions import joining
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -129,13 +126,7 @@ class ControlWrites:
 
     async def _ask(self, scope: Scope, body: bytes) -> HeldAnswer:
         answer = HeldAnswer()
-        try:
-            await ask(self._app, scope, body, answer)
-        except Exception:
-            # The app answers 500 and raises all the same, for the log.
-            if not answer.status:
-                raise
-            log.exception("%s %s failed", scope["method"], scope["path"])
+        await ask(self._app, scope, body, answer)
         return answer
 
     def _keep(self, session: Session, request: IdempotentRequest, answer: HeldAnswer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import re
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from maas.gateway.relay.http import header, request_id_of
 from maas.store.idempotency import IdempotentRequest, StoredAnswer, find_answer, keep_answer
 from maas.store.records import ApiKey
 from maas.store.secrets import Sealing
+
+log = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEY = b"idempotency-key"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -50,14 +53,15 @@ class HeldAnswer:
         return 200 <= self.status < 300
 
     @property
-    def is_replayed(self) -> bool:
-        """Whether it was given before."""
-        return _REPLAYED in self.headers
-
-    @property
     def body(self) -> bytes:
         """All of it."""
         return b"".join(self.parts)
+
+    def again(self) -> "HeldAnswer":
+        """Return it as it is given to whoever comes after the first."""
+        kept = [(name, value) for name, value in self.headers if name.lower() in _KEPT]
+        length = (b"content-length", str(len(self.body)).encode())
+        return HeldAnswer(self.status, [*kept, length, _REPLAYED], [self.body])
 
     async def deliver(self, send: Send) -> None:
         """Send it."""
@@ -103,7 +107,13 @@ def body_given(body: bytes, receive: Receive | None = None) -> Receive:
 
 async def ask(app: ASGIApp, scope: Scope, body: bytes, answer: HeldAnswer) -> None:
     """Have an app answer a request to its end, also where its client leaves."""
-    await app(scope, body_given(body), answer.take)
+    try:
+        await app(scope, body_given(body), answer.take)
+    except Exception:
+        # An app may answer and raise all the same, for the log.
+        if not answer.status:
+            raise
+        log.exception("%s %s failed", scope["method"], scope["path"])
 
 
 def key_given(scope: Scope) -> str:
@@ -193,6 +203,5 @@ class FirstAnswers:
 
     def _replayed(self, stored: StoredAnswer) -> HeldAnswer:
         body = self.sealing.open(stored.body.decode()).encode()
-        headers = {**stored.headers, "content-length": str(len(body))}
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return HeldAnswer(stored.status, [*pairs, _REPLAYED], [body])
+        headers = [(name.encode(), value.encode()) for name, value in stored.headers.items()]
+        return HeldAnswer(stored.status, headers, [body]).again()

@@ -197,6 +197,9 @@ class Spender:
         """Log a reservation whose amounts are taken."""
         reservation = Reservation(opened, price, account, most)
         try:
+            if opened.id in self._open:
+                # Of a charge that several may make: the earlier one is still counted.
+                raise Unavailable("an earlier answer to this is being charged; try again")
             self._wal.append(opened)
         except BaseException:
             self._let_go(reservation, _NOTHING)

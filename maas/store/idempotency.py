@@ -87,6 +87,15 @@ def keep_answer(
     return _answer_of(row)
 
 
+def reused(request: IdempotentRequest) -> IdempotencyKeyReused:
+    """Return what is said of a key that came with another request."""
+    return IdempotencyKeyReused(
+        f"the Idempotency-Key {request.key!r} was used for another request in the last 24 h; "
+        "use a new one",
+        param="Idempotency-Key",
+    )
+
+
 def _is_same(row: IdempotencyRow, request: IdempotentRequest) -> bool:
     stored = (row.api_key_id, row.method, row.path, row.body_hash)
     return stored == (request.api_key_id, request.method, request.path, request.body_hash)
@@ -94,11 +103,7 @@ def _is_same(row: IdempotencyRow, request: IdempotentRequest) -> bool:
 
 def _check_same(row: IdempotencyRow, request: IdempotentRequest) -> None:
     if not _is_same(row, request):
-        raise IdempotencyKeyReused(
-            f"the Idempotency-Key {request.key!r} was used for another request in the last 24 h; "
-            "use a new one",
-            param="Idempotency-Key",
-        )
+        raise reused(request)
 
 
 def _living(session: Session, request: IdempotentRequest, now: float) -> IdempotencyRow | None:

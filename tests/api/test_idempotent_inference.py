@@ -77,6 +77,54 @@ def test_of_twenty_at_once_one_is_computed(engine, tenant):
     settled(tenant, 1)
 
 
+@pytest.fixture
+def at_work(engine, tenant, monkeypatch):
+    """A request that is being computed, for two seconds."""
+    monkeypatch.setattr(engine, "_pause", lambda _, gone: type(engine)._pause(engine, 2, gone))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, tenant, prompt="slow")
+        time.sleep(0.5)
+        assert not first.done()
+        yield first
+
+
+def test_of_many_that_wait_for_one_some_are_turned_away(engine, tenant, at_work, monkeypatch):
+    monkeypatch.setattr(idempotent_inference, "MAX_FOLLOWERS", 3)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(tenant, prompt="slow"), range(8)))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 3 + [503] * 5
+    assert all(is_replayed(answer) for answer in answers if answer.status_code == 200)
+    assert at_work.result().status_code == 200
+    settled(tenant, 1)
+
+
+def test_another_request_does_not_wait_for_the_one_that_has_the_key(engine, tenant, at_work):
+    assert ask(tenant, prompt="other").status_code == 409
+    assert not at_work.done()
+    assert at_work.result().status_code == 200
+    settled(tenant, 1)
+
+
+def test_what_is_paid_for_is_kept_however_many_wait_for_the_store(
+    engine, tenant, at_work, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(idempotent_inference, "_MAX_WAITING", 0)
+        assert ask(tenant, key="second").status_code == 503
+        assert at_work.result().status_code == 200
+    assert is_replayed(ask(tenant, prompt="slow"))
+    settled(tenant, 1)
+
+
+def test_keys_of_a_day_are_counted(engine, tenant, monkeypatch):
+    monkeypatch.setattr(idempotent_inference, "MAX_KEYS_A_DAY", 2)
+    statuses = [ask(tenant, key=key).status_code for key in ("a", "b", "c", "a")]
+    assert statuses == [200, 200, 429, 200]
+    assert tenant.ask().status_code == 200
+    settled(tenant, 3)
+
+
 def test_another_request_with_the_key_is_a_conflict(engine, tenant):
     assert ask(tenant).status_code == 200
     for other in (ask(tenant, max_tokens=6), ask(tenant, path="/v1/chat/completions")):
@@ -112,27 +160,21 @@ def test_what_is_no_request_may_be_mended_and_is_not_written_down(gateway, engin
     settled(tenant, 1)
 
 
-def test_who_waits_and_leaves_is_noticed(engine, tenant, monkeypatch):
-    monkeypatch.setattr(
-        engine, "_pause", lambda seconds, gone: type(engine)._pause(engine, 2, gone)
-    )
+def test_who_waits_and_leaves_is_noticed(engine, tenant, at_work):
+    with suppress(httpx.ReadTimeout):
+        tenant.client.post(
+            "/v1/completions",
+            json={**ASK, "prompt": "slow"},
+            headers={"Idempotency-Key": "once"},
+            timeout=0.2,
+        )
+    # Well before the first one is answered.
+    time.sleep(0.7)
+    assert not at_work.done()
     log = tenant.gateway.home / "logs" / "access.log"
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask, tenant, prompt="slow")
-        time.sleep(0.3)
-        with suppress(httpx.ReadTimeout):
-            tenant.client.post(
-                "/v1/completions",
-                json={**ASK, "prompt": "slow"},
-                headers={"Idempotency-Key": "once"},
-                timeout=0.3,
-            )
-        # Well before the first one is answered.
-        time.sleep(0.7)
-        assert not first.done()
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        assert lines[-1]["status"] == 499
-        assert first.result().status_code == 200
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines[-1]["status"] == 499
+    assert at_work.result().status_code == 200
     settled(tenant, 1)
 
 

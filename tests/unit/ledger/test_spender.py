@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import func, select
 
-from maas.core.errors import BudgetExceeded, DiskFull, LimitExceeded
+from maas.core.errors import BudgetExceeded, DiskFull, LimitExceeded, Unavailable
 from maas.ledger import wal
 from maas.ledger.books import Posting, Want
 from maas.ledger.caps import Cap, Metric
@@ -237,6 +237,19 @@ async def test_a_charge_that_several_make_is_made_once(desks, books, database, f
     assert _spent(database) == 4 * Decimal("0.02")
     assert _counter(database, Metric.TOKENS_PER_DAY) == (80, 0)
     assert _counter(database, Metric.MONTHLY_BUDGET) == (to_nanos(Decimal("0.08")), 0)
+
+
+async def test_a_charge_that_is_still_counted_is_not_begun_again(desks, database):
+    desk = await desks(Cap(Metric.TOKENS_PER_DAY, PROJECT, 1000))
+    once = once_id("answer")
+    first = await desk.ask(id_=once)
+    with pytest.raises(Unavailable, match="is being charged"):
+        await desk.ask(id_=once)
+    desk.finish(first)
+    desk.finish(await desk.ask(id_=once))
+    await desk.spender.flush(is_last=True)
+    # Nothing stays reserved of what was refused.
+    assert _counter(database, Metric.TOKENS_PER_DAY) == (20, 0)
 
 
 async def test_what_others_use_uncapped_counts_from_then_on(desks):
