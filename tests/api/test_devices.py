@@ -7,70 +7,27 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 from httpx import Client
 
 from maas.bootstrap.signing import make_signing
-from maas.core.ids import new_id
 from maas.core.settings import Settings
 from maas.edge.runtime.bundle.signing import key_id_of
-from maas.gateway.devices.pace import BURST, INTERVAL_S
 from maas.store.audit_log import AuditFilter
 from maas.store.key_terms import KeyTerms
 from maas.store.roles import ORGANIZATION_SCOPE
 from maas.store.rollouts import RolloutRepository
 from tests.api.conftest import RunningGateway
-from tests.fakes.devices import FakeDevice, enrolled, heartbeat_of, made_bundle
+from tests.api.fleet_yard import NONCE, Yard, open_yard
+from tests.fakes.devices import FakeDevice, heartbeat_of, made_bundle
 from tests.fakes.engine import FakeEngine
-
-NONCE = "a" * 32
-
-
-@dataclass
-class Yard:
-    """A project of its own with its operator's client."""
-
-    gateway: RunningGateway
-    project_id: str
-    client: Client
-
-    def bundle(self, name: str = "b") -> str:
-        return made_bundle(self.gateway.store, self.project_id, self.gateway.home, name)
-
-    def device(self, **code: object) -> FakeDevice:
-        return enrolled(self.client, self.gateway.url, **code)
-
-    def get(self, path: str) -> dict:
-        answer = self.client.get(f"/v1/devices{path}")
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def post(self, path: str, body: dict | None = None, status: int = 200) -> dict:
-        answer = self.client.post(f"/v1/devices{path}", json=body)
-        assert answer.status_code == status, answer.text
-        return answer.json()
-
-    def code(self, **fields: object) -> str:
-        return self.post("/enrolment_codes", fields)["code"]
-
-    def enrol(self, code: str, nonce: str = NONCE, **fields: object):
-        with Client(base_url=self.gateway.url, timeout=30) as client:
-            body = {"code": code, "nonce": nonce, **fields}
-            return client.post("/v1/devices/enrol", json=body)
 
 
 @pytest.fixture
 def yard(gateway: RunningGateway) -> Iterator[Yard]:
-    store = gateway.store
-    organization = store.tenancy.organizations.find("default")
-    project = store.tenancy.projects.create(organization.id, new_id("fleet"))
-    _, key = store.keys.create(project_id=project.id, name="k", scopes=(ORGANIZATION_SCOPE,))
-    gateway.wait_seen()
-    headers = {"Authorization": f"Bearer {key}"}
-    with Client(base_url=gateway.url, headers=headers, timeout=30) as client:
-        yield Yard(gateway, project.id, client)
+    with open_yard(gateway) as yard:
+        yield yard
 
 
 def test_device_lives_from_its_code_to_its_end(yard: Yard) -> None:
@@ -363,169 +320,6 @@ def test_rollout_that_fails_everywhere_never_completes(yard: Yard) -> None:
     assert halted["counts"]["failed"] >= 1
     assert yard.get("/channels/stable")["bundle_id"] is None
     assert [device.beat()["desired"] for device in devices] == [None] * 4
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"\xff\xfe",
-        b"[" * 60_000,
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "machine": ' + b"[" * 50_000,
-        b'{"agent_version": "1", "started_at": NaN, "state": "ok"}',
-        b'{"agent_version": "1", "started_at": 1e999, "state": "ok"}',
-        b'{"agent_version": "1", "started_at": -1, "state": "ok"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "well"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "a\\u0000b"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "../../etc"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "bundle_id": "abc\\n"}',
-        json.dumps(
-            heartbeat_of(update={"bundle_id": "b", "attempt": 2**31, "status": "failed"})
-        ).encode(),
-        b'{"agent_version": "\\ud800", "started_at": 0, "state": "ok"}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "speed": {"load_s": 1e300}}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "counters": {"queued": -1}}',
-        b'{"agent_version": "1", "started_at": 0, "state": "ok", "pace": {"share": 1.1}}',
-        json.dumps(heartbeat_of(agent_version="x" * 129)).encode(),
-        json.dumps(heartbeat_of(errors=[{"at": 1, "code": "c", "message": "m"}] * 21)).encode(),
-        json.dumps(
-            heartbeat_of(update={"bundle_id": "b", "attempt": 0, "status": "lost"})
-        ).encode(),
-    ],
-    ids=lambda body: repr(body[:60]),
-)
-def test_heartbeat_of_nonsense_is_a_400_and_changes_nothing(yard: Yard, body: bytes) -> None:
-    device = yard.device()
-    with Client(base_url=yard.gateway.url, timeout=30) as client:
-        headers = {"Authorization": f"Bearer {device.key}"}
-        answer = client.post("/v1/devices/heartbeat", content=body, headers=headers)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert yard.get(f"/{device.id}")["last_seen_at"] is None
-
-
-def test_strange_text_in_a_heartbeat_is_kept_as_text(yard: Yard) -> None:
-    device = yard.device()
-    message = "\0\x1b[31m\u202e<script>" + "é" * 1000
-    device.beat(errors=[{"at": 1.5, "code": "a\0b", "message": message}])
-    (error, _) = yard.get(f"/{device.id}/events")["data"]
-    assert (error["type"], error["level"]) == ("error", "error")
-    assert error["message"] == message.replace("\0", "")
-    assert yard.get(f"/{device.id}")["reported"]["errors"][0]["message"] == message
-
-
-def test_bodies_over_their_limit_are_a_413(yard: Yard) -> None:
-    device = yard.device()
-    big = {"agent_version": "1", "started_at": 0, "state": "ok", "pad": "x" * 70_000}
-    with Client(base_url=yard.gateway.url, timeout=30) as client:
-        headers = {"Authorization": f"Bearer {device.key}"}
-        answer = client.post("/v1/devices/heartbeat", json=big, headers=headers)
-    assert answer.status_code == 413
-    assert yard.enrol(yard.code(), facts={"a": "x" * 20_000}).status_code == 413
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"nonce": "short"},
-        {"nonce": "n" * 129},
-        {"nonce": "n n" * 20},
-        {"nonce": "n" * 32 + "\n"},
-        {"name": ""},
-        {"name": "n" * 256},
-        {"name": "\x1b]0;title\x07"},
-        {"facts": {"a": [1]}},
-        {"facts": {"a": {"b": {"c": 1}}}},
-        {"facts": {f"k{n}": n for n in range(65)}},
-        {"project_id": "another"},
-        {"group": "another"},
-    ],
-    ids=lambda fields: repr(fields)[:40],
-)
-def test_enrolment_of_nonsense_is_a_400_and_leaves_the_code(yard: Yard, fields: dict) -> None:
-    code = yard.code()
-    answer = yard.enrol(code, **fields)
-    assert answer.status_code == 400, answer.text
-    assert yard.enrol(code).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/enrolment_codes", {"expires_in_s": 59}),
-        ("/enrolment_codes", {"expires_in_s": 2_592_001}),
-        ("/enrolment_codes", {"group": "../x"}),
-        ("/enrolment_codes", {"metadata": {"k": "v" * 5000}}),
-        ("/groups", {"name": "a/b"}),
-        ("/groups", {"name": "g", "heartbeat_s": 0}),
-        ("/groups", {"name": "g", "heartbeat_s": True}),
-        ("/groups", {"name": "g", "channel": "a b"}),
-        ("/channels/a%20b", {"bundle_id": None}),
-        ("/channels/stable", {}),
-        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "stages": []}),
-        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "stages": [{"percent": 50}]}),
-        (
-            "/rollouts",
-            {
-                "channel": "stable",
-                "bundle_id": "BUNDLE",
-                "stages": [{"percent": 100}, {"percent": 100}],
-            },
-        ),
-        (
-            "/rollouts",
-            {"channel": "stable", "bundle_id": "BUNDLE", "stages": [{"percent": 101}]},
-        ),
-        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "max_failure_percent": -1}),
-        ("/rollouts", {"channel": "stable", "bundle_id": "BUNDLE", "min_reports": 0}),
-    ],
-    ids=str,
-)
-def test_fleet_of_nonsense_is_a_400(yard: Yard, path: str, body: dict) -> None:
-    given = {name: yard.bundle() if value == "BUNDLE" else value for name, value in body.items()}
-    yard.post(path, given, status=400)
-    assert yard.get("/rollouts")["data"] == []
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/v1/devices/rollouts", '"max_failure_percent": X'),
-        ("/v1/devices/rollouts", '"min_reports": X'),
-        ("/v1/devices/rollouts", '"stages": [{"percent": X}]'),
-        ("/v1/devices/rollouts", '"stages": [{"percent": 100, "min_s": X}]'),
-        ("/v1/exports", '"quality": {"max_kl_divergence": X}'),
-        ("/v1/exports", '"quality": {"min_score_percent": X}'),
-        ("/v1/exports", '"quality": {"goal_percent": X}'),
-        ("/v1/exports", '"quality": {"max_attempts": X}'),
-        ("/v1/exports", '"shrink": {"target_parameters": 1, "recover_s": X}'),
-        ("/v1/exports", '"shrink": {"target_size_bytes": X}'),
-    ],
-)
-def test_what_is_no_number_is_a_400(yard: Yard, path: str, fields: str, number: str) -> None:
-    needed = '"model": "tiny"' if path == "/v1/exports" else '"channel": "c", "bundle_id": "b"'
-    body = f"{{{needed}, {fields.replace('X', number)}}}"
-    headers = {"Content-Type": "application/json"}
-    answer = yard.client.post(path, content=body, headers=headers)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["type"] == "invalid_request_error"
-
-
-def test_device_that_sends_without_end_is_told_to_wait(yard: Yard) -> None:
-    device, other = yard.device(), yard.device()
-    answers = [device.try_beat() for _ in range(60)]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert refused
-    assert [answer.status_code for answer in answers[:BURST]] == [200] * BURST
-    assert int(refused[0].headers["retry-after"]) == 1
-    assert refused[0].headers["x-maas-limit"] == "heartbeats_per_device"
-    other.beat()
-    time.sleep(INTERVAL_S)
-    device.beat()
 
 
 def test_changes_take_away_only_what_may_be_missing(yard: Yard) -> None:
